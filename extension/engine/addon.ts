@@ -1,0 +1,129 @@
+/**
+ * The typed face of the native addon `longsight.node`. Only `worker.ts` loads it.
+ * Long work runs on threads of the addon; every promise rejects with an `Error` that carries
+ * `code` (an ErrorCode of the protocol) and `action`.
+ */
+import type {
+  AttentionStats,
+  MemoryEstimate,
+  MemoryStats,
+  ModelReport,
+  SampleAttentionParams,
+  Sampling,
+  StopReason,
+} from './protocol';
+
+export interface Machine {
+  cpuFeatures: string[];
+  /** Chosen kernel sets, e.g. `avx2` and `ggml zen4`. */
+  kernels: { attention: string; linear: string };
+  totalMemoryBytes: number;
+  availableMemoryBytes: number;
+  physicalCores: number;
+}
+
+export interface Addon {
+  machine(): Machine;
+  /** Reads header, metadata and vocabulary; no weights. Refuses what cannot be run. */
+  openModel(path: string): Promise<NativeModel>;
+}
+
+export interface ModelSpec extends ModelReport {
+  /** The GGUF's Jinja template; empty when it has none. */
+  chatTemplate: string;
+  bosText: string;
+  eosText: string;
+  /** The tokenizer wants a BOS token before any prompt. */
+  addBos: boolean;
+  weightBytes: number;
+}
+
+/** `special`: special tokens in the text are parsed (template pieces); otherwise never. */
+export interface Piece {
+  text: string | Uint8Array;
+  special: boolean;
+}
+
+export interface NativeModel {
+  readonly spec: ModelSpec;
+  /** One token list a piece; pieces do not influence each other. */
+  tokenize(pieces: Piece[]): Promise<Int32Array[]>;
+  /** Bytes of the tokens; special tokens as their text. */
+  detokenize(tokens: Int32Array): Promise<Uint8Array>;
+  estimateMemory(options: {
+    contextTokens: number;
+    params: SampleAttentionParams;
+  }): MemoryEstimate;
+  /** Loads the weights once for all sessions and reserves the KV cache. */
+  createSession(
+    options: { contextTokens: number; threads: number; ropeBaseScale: number },
+    onProgress: (doneBytes: number, totalBytes: number) => void,
+  ): Promise<NativeSession>;
+  dispose(): void;
+}
+
+export interface Prompt {
+  tokens: Int32Array;
+  /** End positions of the parts, ascending; the last is tokens.length. */
+  borders: number[];
+  /** Position of the first row of the chat and question. */
+  denseFrom: number;
+  params: SampleAttentionParams;
+}
+
+export interface PrefillPlan {
+  promptTokens: number;
+  reusedTokens: number;
+  computedTokens: number;
+  predictedPrefillMs: number;
+}
+
+export type SessionEvent =
+  | { type: 'prefill'; done: number; total: number; tokensPerSecond: number; etaMs: number | null }
+  /** Prefill ended; the first token is being sampled. */
+  | { type: 'prefilled' }
+  | { type: 'text'; text: string };
+
+export interface GenerateResult {
+  promptTokens: number;
+  reusedTokens: number;
+  computedTokens: number;
+  generatedTokens: number;
+  prefillMs: number;
+  decodeMs: number;
+  prefillTokensPerSecond: number;
+  decodeTokensPerSecond: number;
+  stopReason: StopReason;
+  attention: AttentionStats;
+  memory: MemoryStats;
+}
+
+export interface ScoreOutcome {
+  nll: number;
+  attention: AttentionStats;
+  kl?: number;
+  top1Agreement?: number;
+}
+
+/** One KV cache. One operation at a time. */
+export interface NativeSession {
+  /** What `generate` would reuse, compute and take, from measured speeds of this session. */
+  plan(prompt: Prompt): Promise<PrefillPlan>;
+  /** Prefill, then decode up to `maxTokens` (0 = prefill only). `ignoreEnd` goes on past EOS. */
+  generate(
+    prompt: Prompt,
+    options: { maxTokens: number; sampling: Sampling; ignoreEnd: boolean },
+    onEvent: (event: SessionEvent) => void,
+  ): Promise<GenerateResult>;
+  /** Mean negative log-likelihood over the last `tail` tokens; KL and top-1 against dense on demand. */
+  score(
+    prompt: Prompt,
+    options: { tail: number; againstDense: boolean },
+    onEvent: (event: SessionEvent) => void,
+  ): Promise<ScoreOutcome>;
+  /** Stops the running operation: it rejects with code `cancelled`. Whole segments stay reusable. */
+  cancel(): void;
+  /** Forgets what is cached. */
+  reset(): void;
+  dispose(): void;
+}

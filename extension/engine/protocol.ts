@@ -1,0 +1,429 @@
+/**
+ * Every message between the asking side (extension host or CLI) and the engine process.
+ * Pure types and small pure helpers: no `vscode`, no node process API, no addon.
+ * All times are milliseconds, all sizes bytes, unless a name says otherwise.
+ */
+
+/** Section 5 of the specification; the C++ struct has the same names. */
+export interface SampleAttentionParams {
+  policy: 'dense' | 'peak' | 'mass';
+  alpha: number;
+  epsilon: number;
+  scoreDims: 'slowHalf' | 'all';
+  sampleStride: number;
+  segmentRows: number;
+  windowTokens: number;
+  windowFraction: number;
+  sinkTokens: number;
+  denseBelowTokens: number;
+  maxListShare: number;
+  auditRows: number;
+}
+
+export type Device = 'auto' | 'cpu' | 'cuda';
+
+export interface ModelRequest {
+  /** Absolute path of a GGUF file. */
+  path: string;
+  device: Device;
+  /** 0 = the number of physical cores. */
+  threads: number;
+  /** Size of the KV cache in tokens; 0 = as much of the model's context as memory allows. */
+  contextTokens: number;
+}
+
+export interface Sampling {
+  /** 0 = greedy. */
+  temperature: number;
+  topP: number;
+  seed: number;
+  stop: string[];
+}
+
+export interface WorkspaceFolder {
+  /** Shown in paths when there are several folders. */
+  name: string;
+  /** Absolute path. */
+  path: string;
+}
+
+/** What to pack. */
+export interface WorkspaceRequest {
+  folders: WorkspaceFolder[];
+  /** Text of documents that are open and unsaved, by absolute path: read instead of the disk. */
+  unsaved: Record<string, string>;
+  /** Upper bound of prompt tokens spent on the workspace; 0 = all that the context leaves. */
+  budgetTokens: number;
+  /** Refuse (`overBudget`) instead of leaving files out. */
+  strict: boolean;
+}
+
+export interface ChatTurn {
+  question: string;
+  answer: string;
+}
+
+// ---------------------------------------------------------------- results
+
+export type Tier = 'full' | 'path' | 'out';
+
+export interface PackedFile {
+  /** Relative to its folder, `/` separators; with several folders prefixed by the folder's name. */
+  path: string;
+  /** Tokens this file costs in its tier; for `out` 0. */
+  tokens: number;
+  tier: Tier;
+  /** Why it is in this tier, e.g. `readme`, `manifest`, `source`, `over budget`, `secret name`, `binary`. */
+  reason: string;
+}
+
+export interface PackResult {
+  files: PackedFile[];
+  totalTokens: number;
+  /** The packed text of the workspace, when asked for. */
+  text?: string;
+}
+
+export type CitationStatus = 'verified' | 'invented' | 'ambiguous';
+
+export interface Citation {
+  path: string;
+  /** The quoted words. */
+  quote: string;
+  /** 1-based, inclusive; 0 when not verified. */
+  startLine: number;
+  endLine: number;
+  status: CitationStatus;
+  /** Absolute path of the file; empty when the path is not in the packed workspace. */
+  absolutePath: string;
+}
+
+export interface LayerDensity {
+  /** sparseDensity of this layer; null when nothing was sparse. */
+  density: number | null;
+  /** sparseDensity by query head. */
+  heads: (number | null)[];
+}
+
+export interface AttentionStats {
+  density: number;
+  sparseDensity: number | null;
+  coverageMean: number | null;
+  coverageP5: number | null;
+  layers: LayerDensity[];
+}
+
+export interface MemoryStats {
+  weightBytes: number;
+  kvBytes: number;
+  scratchBytes: number;
+}
+
+/** Phases that lie before the first token, in order. They sum to ttftMs. */
+export interface PhaseTimes {
+  queueMs: number;
+  loadMs: number;
+  scanMs: number;
+  tokenizeMs: number;
+  prefillMs: number;
+  firstTokenMs: number;
+}
+
+/** What the engine counts. The asking side adds its own clock to make `Stats`. */
+export interface EngineStats {
+  model: string;
+  device: string;
+  params: SampleAttentionParams;
+  promptTokens: number;
+  reusedTokens: number;
+  computedTokens: number;
+  prefillTokensPerSecond: number;
+  decodeTokensPerSecond: number;
+  attention: AttentionStats;
+  memory: MemoryStats;
+}
+
+/** ttftMs and phases: the asking side's monotonic clock from submit to the first token. */
+export interface Stats extends EngineStats {
+  ttftMs: number;
+  phases: PhaseTimes;
+}
+
+export interface FileCounts {
+  full: number;
+  path: number;
+  out: number;
+}
+
+/** Why decoding ended. */
+export type StopReason = 'end' | 'stop' | 'length';
+
+export interface AskResult {
+  answer: string;
+  citations: Citation[];
+  files: FileCounts;
+  stopReason: StopReason;
+  stats: EngineStats;
+}
+
+export interface ScoreResult {
+  tokens: number;
+  nll: number;
+  perplexity: number;
+  density: number;
+  sparseDensity: number | null;
+  coverageMean: number | null;
+  coverageP5: number | null;
+  /** Present with `against: 'dense'`. */
+  kl?: number;
+  top1Agreement?: number;
+}
+
+export interface BenchRow {
+  tokens: number;
+  prefillMs: number;
+  tokensPerSecond: number;
+  density: number;
+  sparseDensity: number | null;
+  coverageMean: number | null;
+  decodeTokensPerSecond: number | null;
+  peakBytes: number;
+}
+
+export interface BenchResult {
+  results: BenchRow[];
+}
+
+export interface DeviceReport {
+  name: string;
+  usable: boolean;
+  /** Why it is not usable, or what it will run. */
+  reason: string;
+}
+
+export interface ModelReport {
+  path: string;
+  name: string;
+  architecture: string;
+  layers: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  contextTokens: number;
+  fileType: string;
+}
+
+export interface MemoryEstimate extends MemoryStats {
+  contextTokens: number;
+  availableBytes: number;
+  fits: boolean;
+  /** Largest context that fits in availableBytes; 0 when not even the weights do. */
+  largestContextTokens: number;
+}
+
+export interface DoctorResult {
+  version: string;
+  platform: string;
+  devices: DeviceReport[];
+  cpuFeatures: string[];
+  kernels: { attention: string; linear: string };
+  model?: ModelReport;
+  memory?: MemoryEstimate;
+}
+
+// ---------------------------------------------------------------- errors
+
+export type ErrorCode =
+  | 'noModel'
+  | 'modelNotFound'
+  | 'notGguf'
+  | 'truncatedGguf'
+  | 'unsupportedArchitecture'
+  | 'unsupportedTensorType'
+  | 'unsupportedTokenizer'
+  | 'badChatTemplate'
+  | 'invalidParams'
+  | 'notEnoughMemory'
+  | 'overBudget'
+  | 'promptTooLong'
+  | 'emptyWorkspace'
+  | 'folderNotFound'
+  | 'unreadableFile'
+  | 'deviceUnavailable'
+  | 'addonFailedToLoad'
+  | 'glibcTooOld'
+  | 'engineCrashed'
+  | 'cancelled'
+  | 'internal';
+
+/** What went wrong, with its values, and the way out. */
+export interface EngineErrorInfo {
+  code: ErrorCode;
+  /** One sentence with the values. */
+  message: string;
+  /** One sentence: what the user can do. */
+  action: string;
+}
+
+// ---------------------------------------------------------------- requests
+
+interface Addressed {
+  sessionId: string;
+  requestId: string;
+}
+
+export interface AskRequest extends Addressed {
+  type: 'ask';
+  model: ModelRequest;
+  params: SampleAttentionParams;
+  workspace: WorkspaceRequest;
+  chat: ChatTurn[];
+  question: string;
+  answerTokens: number;
+  sampling: Sampling;
+  /** Predictions above this pause before prefill with a `confirm` event; 0 = never. */
+  confirmAbovePrefillMs: number;
+}
+
+export interface PackRequest extends Addressed {
+  type: 'pack';
+  model: ModelRequest;
+  workspace: WorkspaceRequest;
+  withText: boolean;
+}
+
+export interface ScoreRequest extends Addressed {
+  type: 'score';
+  model: ModelRequest;
+  params: SampleAttentionParams;
+  /** Raw bytes: no template, no special tokens. */
+  text: Uint8Array;
+  /** First tokens of the text that are used; 0 = all. */
+  tokens: number;
+  tail: number;
+  tailPolicy: 'dense' | 'same';
+  against: 'dense' | null;
+  ropeBaseScale: number;
+}
+
+export interface BenchRequest extends Addressed {
+  type: 'bench';
+  model: ModelRequest;
+  params: SampleAttentionParams;
+  tokenCounts: number[];
+  /** Repeated or cut to each length. */
+  text: Uint8Array;
+  decodeTokens: number;
+  ropeBaseScale: number;
+}
+
+export interface DoctorRequest extends Addressed {
+  type: 'doctor';
+  /** null = report the machine only. */
+  model: ModelRequest | null;
+  params: SampleAttentionParams;
+}
+
+export interface CancelRequest extends Addressed {
+  type: 'cancel';
+}
+
+/** Answer to a `confirm` event: go on. (To give up, cancel.) */
+export interface ProceedRequest extends Addressed {
+  type: 'proceed';
+}
+
+export type JobRequest = AskRequest | PackRequest | ScoreRequest | BenchRequest | DoctorRequest;
+export type Request = JobRequest | CancelRequest | ProceedRequest;
+
+// ---------------------------------------------------------------- events
+
+export type Phase =
+  | 'queue'
+  | 'load'
+  | 'scan'
+  | 'tokenize'
+  | 'prefill'
+  | 'firstToken'
+  | 'decode'
+  | 'done';
+
+/** A phase begins. */
+export interface PhaseEvent extends Addressed {
+  type: 'phase';
+  phase: Phase;
+  /** Only for `queue`: requests that run before this one. */
+  ahead?: number;
+}
+
+/** Inside a phase. */
+export interface ProgressEvent extends Addressed {
+  type: 'progress';
+  phase: Phase;
+  done: number;
+  /** 0 = unknown. */
+  total: number;
+  unit: 'bytes' | 'files' | 'tokens';
+  perSecond: number;
+  /** Left in this phase; null = not known yet. */
+  etaMs: number | null;
+}
+
+/** Sent after tokenizing, before prefill. */
+export interface PlanEvent extends Addressed {
+  type: 'plan';
+  promptTokens: number;
+  reusedTokens: number;
+  computedTokens: number;
+  predictedPrefillMs: number;
+  files: FileCounts;
+}
+
+/** The prediction is above `confirmAbovePrefillMs`: the engine waits for `proceed` or `cancel`. */
+export interface ConfirmEvent extends Addressed {
+  type: 'confirm';
+  predictedPrefillMs: number;
+  computedTokens: number;
+  /** Workspace tokens for which the prediction is below the limit: what `Fewer Files` would use. */
+  suggestedBudgetTokens: number;
+}
+
+/** Whole UTF-8 characters only. */
+export interface TokenEvent extends Addressed {
+  type: 'token';
+  text: string;
+}
+
+export interface ResultEvent extends Addressed {
+  type: 'result';
+  result: AskResult | PackResult | ScoreResult | BenchResult | DoctorResult;
+}
+
+export interface ErrorEvent extends Addressed {
+  type: 'error';
+  error: EngineErrorInfo;
+}
+
+/** A line for the log: never file contents. */
+export interface LogEvent extends Addressed {
+  type: 'log';
+  level: 'info' | 'warn' | 'error';
+  text: string;
+}
+
+/** Sent once a second while the process lives; sessionId and requestId of the running job or ''. */
+export interface HeartbeatEvent extends Addressed {
+  type: 'heartbeat';
+  rssBytes: number;
+}
+
+export type Event =
+  | PhaseEvent
+  | ProgressEvent
+  | PlanEvent
+  | ConfirmEvent
+  | TokenEvent
+  | ResultEvent
+  | ErrorEvent
+  | LogEvent
+  | HeartbeatEvent;
