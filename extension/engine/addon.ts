@@ -50,10 +50,7 @@ export interface NativeModel {
   tokenize(pieces: Piece[]): Promise<Int32Array[]>;
   /** Bytes of the tokens; special tokens as their text. */
   detokenize(tokens: Int32Array): Promise<Uint8Array>;
-  estimateMemory(options: {
-    contextTokens: number;
-    params: SampleAttentionParams;
-  }): MemoryEstimate;
+  estimateMemory(options: { contextTokens: number; params: SampleAttentionParams }): MemoryEstimate;
   /** Loads the weights once for all sessions and reserves the KV cache. */
   createSession(
     options: { contextTokens: number; threads: number; ropeBaseScale: number },
