@@ -1,0 +1,73 @@
+#include "kernels/cpu/instruction_set.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace longsight {
+
+const char* instructionSetName(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::portable:
+      return "portable";
+    case InstructionSet::avx2:
+      return "avx2";
+    case InstructionSet::avx512:
+      return "avx512";
+    case InstructionSet::avx512bf16:
+      return "avx512bf16";
+  }
+  return "unknown";
+}
+
+std::optional<InstructionSet> parseInstructionSet(std::string_view name) {
+  for (InstructionSet set : kInstructionSets) {
+    if (name == instructionSetName(set)) return set;
+  }
+  return std::nullopt;
+}
+
+bool instructionSetRuns(InstructionSet set) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  switch (set) {
+    case InstructionSet::portable:
+      return true;
+    case InstructionSet::avx2:
+      return avx2;
+    case InstructionSet::avx512:
+      return avx512;
+    case InstructionSet::avx512bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+#else
+  return set == InstructionSet::portable;
+#endif
+}
+
+InstructionSet chooseInstructionSet() {
+  InstructionSet best = InstructionSet::portable;
+  std::string available;
+  for (InstructionSet set : kInstructionSets) {
+    if (!instructionSetRuns(set)) continue;
+    best = set;
+    available += (available.empty() ? "" : ", ") + std::string(instructionSetName(set));
+  }
+  const char* forced = std::getenv("LONGSIGHT_CPU");
+  if (forced == nullptr || *forced == '\0') return best;
+  const std::optional<InstructionSet> set = parseInstructionSet(forced);
+  if (!set || !instructionSetRuns(*set)) {
+    throw std::runtime_error("LONGSIGHT_CPU=" + std::string(forced) + ": " +
+                             (set ? "this machine lacks that instruction set" : "no such set") +
+                             ". Here run: " + available + ". Unset the variable for the best one.");
+  }
+  return *set;
+}
+
+}  // namespace longsight

@@ -1,0 +1,33 @@
+// Which instruction set the CPU kernels use: the best that runs here, or the one that is forced.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace longsight {
+
+// In ascending order of preference. Every set includes what the one before it needs.
+enum class InstructionSet : int32_t {
+  portable,    // plain C++ for the compiler's base target
+  avx2,        // AVX2, FMA, F16C
+  avx512,      // AVX-512 F, BW, DQ, VL
+  avx512bf16,  // the above and AVX512_BF16 (vdpbf16ps)
+};
+
+inline constexpr InstructionSet kInstructionSets[] = {InstructionSet::portable,
+                                                      InstructionSet::avx2, InstructionSet::avx512,
+                                                      InstructionSet::avx512bf16};
+
+// "portable", "avx2", "avx512", "avx512bf16".
+const char* instructionSetName(InstructionSet set);
+std::optional<InstructionSet> parseInstructionSet(std::string_view name);
+
+// Whether processor and operating system run the set and this build contains it.
+bool instructionSetRuns(InstructionSet set);
+
+// The set named by the environment variable LONGSIGHT_CPU, else the best that runs here.
+// Throws std::runtime_error when the variable names no set, or one that does not run here.
+InstructionSet chooseInstructionSet();
+
+}  // namespace longsight
