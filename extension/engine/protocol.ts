@@ -229,6 +229,8 @@ export interface DoctorResult {
   kernels: { attention: string; linear: string };
   model?: ModelReport;
   memory?: MemoryEstimate;
+  /** What does not work here, each with its way out; empty when all is well. */
+  problems: EngineErrorInfo[];
 }
 
 // ---------------------------------------------------------------- errors
@@ -300,6 +302,7 @@ export interface ScoreRequest extends Addressed {
   text: Uint8Array;
   /** First tokens of the text that are used; 0 = all. */
   tokens: number;
+  /** Last tokens that are scored; 0 = 1024, or half of a shorter text. */
   tail: number;
   tailPolicy: 'dense' | 'same';
   against: 'dense' | null;
@@ -348,7 +351,10 @@ export type Phase =
   | 'decode'
   | 'done';
 
-/** A phase begins. */
+/**
+ * A phase begins. `queue` and `load` come from the asking side's client (so that `load` holds the
+ * start of the process too), the others from the engine process.
+ */
 export interface PhaseEvent extends Addressed {
   type: 'phase';
   phase: Phase;

@@ -1,0 +1,212 @@
+/** Keeps one model and one session (KV cache) between requests and replaces them on demand. */
+import { access, constants, stat } from 'node:fs/promises';
+import type { Addon, NativeModel, NativeSession } from './addon';
+import { cancelled, EngineError, invalidParams } from './errors';
+import type { MemoryEstimate, ModelRequest, SampleAttentionParams } from './protocol';
+
+export interface SessionNeed {
+  params: SampleAttentionParams;
+  ropeBaseScale: number;
+  /** The KV cache must hold at least this many tokens; 0 = as many as the request says. */
+  minTokens: number;
+}
+
+export interface Loaded {
+  model: NativeModel;
+  session: NativeSession;
+  /** Size of the session's KV cache. */
+  contextTokens: number;
+}
+
+export type LoadProgress = (doneBytes: number, totalBytes: number) => void;
+
+// Less than this holds no question about a workspace.
+const smallestContextTokens = 512;
+
+export class ModelKeeper {
+  private model: { key: string; native: NativeModel } | null = null;
+  private session: { key: string; loaded: Loaded } | null = null;
+  /** Openings run one after another; one whose request was cancelled still ends properly. */
+  private tail: Promise<unknown> = Promise.resolve();
+
+  constructor(private readonly addon: () => Addon) {}
+
+  /** Header, metadata and vocabulary; the same model as last time when the file is unchanged. */
+  async openModel(request: ModelRequest, signal: AbortSignal): Promise<NativeModel> {
+    return unlessAborted(
+      signal,
+      this.inTurn(() => this.switchModel(request)),
+    );
+  }
+
+  /**
+   * Weights and KV cache as well. Errors: those of the file, `notEnoughMemory`, `invalidParams`,
+   * `promptTooLong`. On abort it returns at once; what is being read stays for the next request.
+   */
+  async openSession(
+    request: ModelRequest,
+    need: SessionNeed,
+    onProgress: LoadProgress,
+    signal: AbortSignal,
+  ): Promise<Loaded> {
+    return unlessAborted(
+      signal,
+      this.inTurn(() => this.switchSession(request, need, onProgress)),
+    );
+  }
+
+  private inTurn<T>(run: () => Promise<T>): Promise<T> {
+    const turn = this.tail.then(run);
+    this.tail = turn.catch(() => undefined);
+    return turn;
+  }
+
+  private async switchModel(request: ModelRequest): Promise<NativeModel> {
+    requireDevice(request);
+    const key = await fileKey(request.path);
+    if (this.model?.key === key) return this.model.native;
+    this.dropModel();
+    const native = await this.addon().openModel(request.path);
+    this.model = { key, native };
+    return native;
+  }
+
+  private async switchSession(
+    request: ModelRequest,
+    need: SessionNeed,
+    onProgress: LoadProgress,
+  ): Promise<Loaded> {
+    const model = await this.switchModel(request);
+    const threads = request.threads || this.addon().machine().physicalCores;
+    const key = [request.contextTokens, need.minTokens, threads, need.ropeBaseScale].join('/');
+    if (this.session?.key === key) return this.session.loaded;
+    this.dropSession();
+    const contextTokens = chooseContext(model, request, need);
+    const session = await model.createSession(
+      { contextTokens, threads, ropeBaseScale: need.ropeBaseScale },
+      onProgress,
+    );
+    const loaded = { model, session, contextTokens };
+    this.session = { key, loaded };
+    return loaded;
+  }
+
+  private dropSession(): void {
+    this.session?.loaded.session.dispose();
+    this.session = null;
+  }
+
+  private dropModel(): void {
+    this.dropSession();
+    this.model?.native.dispose();
+    this.model = null;
+  }
+}
+
+/** Size of the KV cache in tokens, within the model's context and the memory of this machine. */
+function chooseContext(model: NativeModel, request: ModelRequest, need: SessionNeed): number {
+  const trained = Math.floor(model.spec.contextTokens * need.ropeBaseScale);
+  if (need.minTokens > trained) {
+    throw new EngineError(
+      'promptTooLong',
+      `${need.minTokens} tokens do not fit into the model's context of ${trained}.`,
+      'Use fewer tokens, a model with a longer context, or a larger --rope-base-scale.',
+    );
+  }
+  if (request.contextTokens > trained) {
+    throw invalidParams(
+      `contextTokens = ${request.contextTokens} is above the model's context of ${trained}.`,
+      `Use ${trained} or less, or 0 for as much as fits.`,
+    );
+  }
+  if (request.contextTokens > 0 && request.contextTokens < need.minTokens) {
+    throw new EngineError(
+      'promptTooLong',
+      `${need.minTokens} tokens do not fit into contextTokens = ${request.contextTokens}.`,
+      'Use fewer tokens, or a larger context, or 0 for as much as is needed.',
+    );
+  }
+  const wanted = request.contextTokens || need.minTokens || trained;
+  const estimate = model.estimateMemory({ contextTokens: wanted, params: need.params });
+  if (estimate.fits) return wanted;
+  const largest = estimate.largestContextTokens;
+  const flexible = request.contextTokens === 0 && need.minTokens === 0;
+  if (flexible && largest >= smallestContextTokens) return Math.min(largest, wanted);
+  throw notEnoughMemory(model, estimate);
+}
+
+function notEnoughMemory(model: NativeModel, estimate: MemoryEstimate): EngineError {
+  const { weightBytes, kvBytes, scratchBytes, availableBytes, contextTokens } = estimate;
+  const total = weightBytes + kvBytes + scratchBytes;
+  const largest = estimate.largestContextTokens;
+  return new EngineError(
+    'notEnoughMemory',
+    `${model.spec.name} with a context of ${contextTokens} tokens needs ${gib(total)} ` +
+      `(weights ${gib(weightBytes)}, KV cache ${gib(kvBytes)}, scratch ${gib(scratchBytes)}); ` +
+      `${gib(availableBytes)} are available.`,
+    largest >= smallestContextTokens
+      ? `Use a context of ${largest} tokens or less, or free memory.`
+      : 'Use a smaller model or a smaller quantization, or free memory.',
+  );
+}
+
+function gib(bytes: number): string {
+  return bytes >= 2 ** 30
+    ? `${(bytes / 2 ** 30).toFixed(1)} GiB`
+    : `${Math.ceil(bytes / 2 ** 20)} MiB`;
+}
+
+function requireDevice(request: ModelRequest): void {
+  if (request.device !== 'cuda') return;
+  throw new EngineError(
+    'deviceUnavailable',
+    'Device cuda is not available: this version computes on the CPU only.',
+    'Use the device cpu or auto.',
+  );
+}
+
+/** Changes when the file does. */
+async function fileKey(path: string): Promise<string> {
+  if (path === '') {
+    throw new EngineError('noModel', 'No model is chosen.', 'Choose a GGUF file.');
+  }
+  try {
+    const info = await stat(path);
+    if (!info.isFile()) {
+      throw new EngineError(
+        'notGguf',
+        `${path} is not a file.`,
+        'Choose a GGUF file, not the folder that holds it.',
+      );
+    }
+    await access(path, constants.R_OK);
+    return [path, info.mtimeMs, info.size].join('|');
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    if (code === 'ENOENT' || code === 'ENOTDIR') {
+      throw new EngineError(
+        'modelNotFound',
+        `There is no model file ${path}.`,
+        'Choose an existing GGUF file.',
+      );
+    }
+    if (code === 'EACCES' || code === 'EPERM') {
+      throw new EngineError(
+        'unreadableFile',
+        `The model file ${path} may not be read by this user (${code}).`,
+        `Allow reading, e.g. with chmod +r, or choose another file.`,
+      );
+    }
+    throw error;
+  }
+}
+
+/** The promise, unless the signal fires first; the work behind the promise goes on. */
+export function unlessAborted<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(cancelled());
+    if (signal.aborted) return onAbort();
+    signal.addEventListener('abort', onAbort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+  });
+}

@@ -1,0 +1,55 @@
+/** Checks what a request asks for, before anything is loaded. */
+import { invalidParams } from './errors';
+import { requireValidParams } from './params';
+import type { JobRequest, ModelRequest } from './protocol';
+
+/** Longest answer, prompt or context that any request may name. */
+const mostTokens = 2 ** 24;
+
+/** Throws `invalidParams` with the value and its range. */
+export function requireValidRequest(request: JobRequest): void {
+  if (request.type === 'doctor') return;
+  requireModelNumbers(request.model);
+  if (request.type === 'pack') return requireInteger('budget', request.workspace.budgetTokens, 0);
+  requireValidParams(request.params);
+  switch (request.type) {
+    case 'ask':
+      requireInteger('budget', request.workspace.budgetTokens, 0);
+      requireInteger('maxTokens', request.answerTokens, 1);
+      requireInteger('seed', request.sampling.seed, 0, 2 ** 32 - 1);
+      requireNumber('temperature', request.sampling.temperature, 0, 5);
+      requireNumber('topP', request.sampling.topP, 0, 1);
+      if (request.question.trim() === '') {
+        throw invalidParams('The question is empty.', 'Ask a question.');
+      }
+      break;
+    case 'score':
+      requireInteger('tokens', request.tokens, 0);
+      requireInteger('tail', request.tail, 0);
+      requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);
+      break;
+    case 'bench':
+      if (request.tokenCounts.length === 0) throw invalidParams('No token counts are given.');
+      request.tokenCounts.forEach((count) => requireInteger('tokens', count, 1));
+      requireInteger('decode', request.decodeTokens, 0);
+      requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);
+      break;
+  }
+}
+
+function requireModelNumbers(model: ModelRequest): void {
+  requireInteger('threads', model.threads, 0, 1024);
+  requireInteger('contextTokens', model.contextTokens, 0);
+}
+
+function requireInteger(name: string, value: number, min: number, max = mostTokens): void {
+  if (!Number.isInteger(value) || value < min || value > max) {
+    throw invalidParams(`${name} = ${value} is not an integer from ${min} to ${max}.`);
+  }
+}
+
+function requireNumber(name: string, value: number, min: number, max: number): void {
+  if (!(value >= min && value <= max)) {
+    throw invalidParams(`${name} = ${value} is outside its range: ${min} to ${max}.`);
+  }
+}

@@ -1,0 +1,52 @@
+/**
+ * The engine process: the only code that loads the addon. It runs one request at a time for the
+ * process that forked it, and ends with that process.
+ */
+import { createRequire } from 'node:module';
+import os from 'node:os';
+import path from 'node:path';
+import type { Addon } from './addon';
+import { Jobs } from './jobs';
+import { loadAddon } from './loadAddon';
+import type { Event, Request } from './protocol';
+import { glibcVersion, installedVersion } from './system';
+
+const heartbeatMs = 1_000;
+
+// Before any thread exists, because threads inherit it: typing in the editor comes first.
+try {
+  os.setPriority(os.constants.priority.PRIORITY_BELOW_NORMAL);
+} catch {
+  // Not permitted in some containers; the work is the same.
+}
+
+// A normal exit would wait for native threads that still compute.
+process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+if (!process.connected) {
+  process.stderr.write('This file is started by Longsight, not by hand.\n');
+  process.exit(2);
+}
+
+let loaded: Addon | null = null;
+const addon = (): Addon => {
+  const file = path.join(__dirname, 'longsight.node');
+  loaded ??= loadAddon(file, createRequire(__filename), glibcVersion());
+  return loaded;
+};
+
+const send = (event: Event): void => {
+  // A message that cannot be sent has lost its reader: `disconnect` follows.
+  if (process.connected) process.send!(event, undefined, undefined, () => undefined);
+};
+
+const jobs = new Jobs({
+  addon,
+  send,
+  now: () => performance.now(),
+  version: installedVersion(__dirname),
+});
+process.on('message', (message) => jobs.handle(message as Request));
+
+setInterval(() => {
+  send({ type: 'heartbeat', ...jobs.current(), rssBytes: process.memoryUsage.rss() });
+}, heartbeatMs);
