@@ -166,9 +166,16 @@ export function rangeText(field: ParamField): string {
   return parts.join(', ');
 }
 
-/** `undefined` when the value is allowed, otherwise one sentence with value and range. */
-export function checkParam(field: ParamField, value: unknown): string | undefined {
-  const wrong = `${field.name} = ${String(value)}`;
+/**
+ * `undefined` when the value is allowed, otherwise one sentence with value and range. `shown` is
+ * the value as the user wrote it.
+ */
+export function checkParam(
+  field: ParamField,
+  value: unknown,
+  shown = String(value),
+): string | undefined {
+  const wrong = `${field.name} = ${shown}`;
   if (field.type === 'choice') {
     return typeof value === 'string' && field.choices.includes(value)
       ? undefined

@@ -22,6 +22,9 @@ try {
 
 // A normal exit would wait for native threads that still compute.
 process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+// Ctrl-C reaches every process of a terminal; the asking side decides what it means.
+process.on('SIGINT', () => undefined);
+
 if (!process.connected) {
   process.stderr.write('This file is started by Longsight, not by hand.\n');
   process.exit(2);

@@ -1,0 +1,294 @@
+/** What each command takes, and how an argument list becomes checked values. */
+import { parseArgs } from 'node:util';
+import { checkParam, defaultParams, kebabCase, paperPreset, paramFields } from '../engine/params';
+import type { Device, ModelRequest, SampleAttentionParams } from '../engine/protocol';
+
+export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'doctor';
+
+export interface Option {
+  name: string;
+  /** What the value is called in the help; a switch has none. */
+  value?: string;
+  description: string;
+  required?: boolean;
+}
+
+export interface Command {
+  name: CommandName;
+  summary: string;
+  options: readonly Option[];
+  example: string;
+}
+
+/** Wrong usage: exit status 2. */
+export class UsageError extends Error {
+  constructor(
+    message: string,
+    readonly command: CommandName | undefined,
+  ) {
+    super(message);
+    this.name = 'UsageError';
+  }
+}
+
+const text: Option = {
+  name: 'text',
+  value: 'FILE',
+  description: 'text to read, as raw bytes: no template, no special tokens',
+};
+const workspace: Option = {
+  name: 'workspace',
+  value: 'DIR',
+  description: 'folder to read',
+  required: true,
+};
+const budget: Option = {
+  name: 'budget',
+  value: 'N',
+  description: 'most tokens spent on the workspace (default: all that the context leaves)',
+};
+const ropeBaseScale: Option = {
+  name: 'rope-base-scale',
+  value: 'X',
+  description: 'multiplies the RoPE base and the longest context, 1 to 1000 (default 1)',
+};
+
+export const commands: readonly Command[] = [
+  {
+    name: 'ask',
+    summary: 'asks a question about a folder and streams the answer',
+    example: 'longsight ask --workspace . --question "Where is the retry policy decided?"',
+    options: [
+      workspace,
+      { name: 'question', value: 'Q', description: 'what to ask', required: true },
+      { name: 'max-tokens', value: 'N', description: 'longest answer in tokens (default 512)' },
+      {
+        name: 'temperature',
+        value: 'T',
+        description: '0 to 5; 0 always takes the likeliest token (default 0)',
+      },
+      {
+        name: 'top-p',
+        value: 'P',
+        description: 'above 0, at most 1; samples from the likeliest tokens (default 1)',
+      },
+      { name: 'seed', value: 'N', description: 'repeats a sampled answer (default 0)' },
+      budget,
+      { name: 'strict', description: 'fail rather than leave files out' },
+    ],
+  },
+  {
+    name: 'pack',
+    summary: 'lists what a question would read, and why',
+    example: 'longsight pack --workspace . --json',
+    options: [workspace, budget, { name: 'text', description: 'also print the packed text' }],
+  },
+  {
+    name: 'score',
+    summary: 'measures how well the model predicts the tail of a text',
+    example: 'longsight score --text book.txt --tokens 8192 --against dense',
+    options: [
+      { ...text, required: true },
+      {
+        name: 'tokens',
+        value: 'N',
+        description: 'first tokens of the text that are used (default: all)',
+      },
+      {
+        name: 'tail',
+        value: 'N',
+        description: 'last tokens that are scored (default 1024, or half of a shorter text)',
+      },
+      {
+        name: 'tail-policy',
+        value: 'P',
+        description: 'dense, same: how the rows of the tail attend (default dense)',
+      },
+      {
+        name: 'against',
+        value: 'dense',
+        description: 'also compare with dense attention: kl, top1Agreement',
+      },
+      ropeBaseScale,
+    ],
+  },
+  {
+    name: 'bench',
+    summary: 'measures prefill, decode and memory at given lengths',
+    example: 'longsight bench --tokens 2048,8192 --decode 32',
+    options: [
+      { name: 'tokens', value: 'N[,N...]', description: 'prompt lengths', required: true },
+      { ...text, description: `${text.description} (default: generated words)` },
+      {
+        name: 'decode',
+        value: 'N',
+        description: 'tokens to generate after each prefill (default 0)',
+      },
+      ropeBaseScale,
+    ],
+  },
+  {
+    name: 'doctor',
+    summary: 'shows what this machine can run',
+    example: 'longsight doctor',
+    options: [],
+  },
+];
+
+export const commonOptions: readonly Option[] = [
+  {
+    name: 'model',
+    value: 'FILE',
+    description: 'GGUF file (default: $LONGSIGHT_MODEL, else one from the models folder)',
+  },
+  { name: 'device', value: 'D', description: 'auto, cpu, cuda (default auto)' },
+  {
+    name: 'threads',
+    value: 'N',
+    description: 'CPU threads, 0 to 1024; 0 = physical cores (default 0)',
+  },
+  {
+    name: 'context-tokens',
+    value: 'N',
+    description: 'size of the context; 0 = what model and memory allow (default 0)',
+  },
+  { name: 'json', description: 'exactly one JSON object on standard output' },
+  { name: 'verbose', description: 'the log of the engine on standard error' },
+  { name: 'help', description: 'this text' },
+];
+
+export const paramOptions: readonly Option[] = paramFields.map((field) => ({
+  name: kebabCase(field.name),
+  value: field.type === 'choice' ? 'P' : field.type === 'integer' ? 'N' : 'X',
+  description: field.description,
+}));
+
+export function findCommand(name: string): Command | undefined {
+  return commands.find((command) => command.name === name);
+}
+
+/** Values of one command line, with readers that check what they return. */
+export class Arguments {
+  private constructor(
+    readonly command: Command,
+    private readonly values: Record<string, string | boolean | undefined>,
+  ) {}
+
+  /** `args` without the command's name. Throws `UsageError`. */
+  static parse(command: Command, args: string[]): Arguments {
+    const known = [...command.options, ...commonOptions, ...paramOptions];
+    const options = Object.fromEntries(
+      known.map((option) => [
+        option.name,
+        { type: option.value === undefined ? ('boolean' as const) : ('string' as const) },
+      ]),
+    );
+    try {
+      const { values } = parseArgs({ args, options, strict: true, allowPositionals: false });
+      return new Arguments(command, { ...values });
+    } catch (error) {
+      throw new UsageError(usageSentence(error), command.name);
+    }
+  }
+
+  has(name: string): boolean {
+    return this.values[name] === true;
+  }
+
+  text(name: string): string | undefined {
+    const value = this.values[name];
+    return typeof value === 'string' ? value : undefined;
+  }
+
+  required(name: string): string {
+    const value = this.text(name);
+    if (value === undefined || value.trim() === '') {
+      this.fail(`--${name} ${value === undefined ? 'is missing' : 'is empty'}`);
+    }
+    return value;
+  }
+
+  integer(name: string, fallback: number, min: number, max: number): number {
+    const value = this.text(name);
+    if (value === undefined) return fallback;
+    return this.checkedInteger(name, value, min, max);
+  }
+
+  integers(name: string, min: number, max: number): number[] {
+    return this.required(name)
+      .split(',')
+      .map((value) => this.checkedInteger(name, value, min, max));
+  }
+
+  /** `openMin`: `min` itself is not allowed. */
+  number(name: string, fallback: number, min: number, max: number, openMin = false): number {
+    const value = this.text(name);
+    if (value === undefined) return fallback;
+    const parsed = parseNumber(value);
+    if (!(parsed >= min && parsed <= max) || (openMin && parsed === min)) {
+      const range = openMin ? `above ${min}, at most ${max}` : `${min} to ${max}`;
+      this.fail(`--${name} ${value} is outside its range: ${range}`);
+    }
+    return parsed;
+  }
+
+  choice<T extends string>(name: string, fallback: T, choices: readonly T[]): T {
+    const value = this.text(name) ?? fallback;
+    const found = choices.find((choice) => choice === value);
+    if (found === undefined) this.fail(`--${name} ${value} is not one of ${choices.join(', ')}`);
+    return found;
+  }
+
+  /** The parameters of SampleAttention. `--policy paper` sets all; other flags then change some. */
+  params(): SampleAttentionParams {
+    const paper = this.text('policy') === 'paper';
+    const params: Record<string, string | number> = {
+      ...(paper ? paperPreset : defaultParams),
+    };
+    for (const field of paramFields) {
+      const flag = kebabCase(field.name);
+      const given = this.text(flag);
+      if (given === undefined || (paper && field.name === 'policy')) continue;
+      const value = field.type === 'choice' ? given : parseNumber(given);
+      const problem = checkParam(field, value, given);
+      if (problem !== undefined) this.fail(`--${flag}: ${problem.slice(0, -1)}`);
+      params[field.name] = value;
+    }
+    return params as unknown as SampleAttentionParams;
+  }
+
+  /** All of the model request but the path. */
+  modelOptions(): Omit<ModelRequest, 'path'> {
+    return {
+      device: this.choice<Device>('device', 'auto', ['auto', 'cpu', 'cuda']),
+      threads: this.integer('threads', 0, 0, 1024),
+      contextTokens: this.integer('context-tokens', 0, 0, mostTokens),
+    };
+  }
+
+  fail(message: string): never {
+    throw new UsageError(`${message}.`, this.command.name);
+  }
+
+  private checkedInteger(name: string, value: string, min: number, max: number): number {
+    const parsed = parseNumber(value);
+    if (!Number.isInteger(parsed) || parsed < min || parsed > max) {
+      this.fail(`--${name} ${value === '' ? '""' : value} is not an integer from ${min} to ${max}`);
+    }
+    return parsed;
+  }
+}
+
+export const mostTokens = 2 ** 24;
+
+/** Decimal numbers only: `Number` alone would take '' as 0 and '0x10' as 16. */
+function parseNumber(value: string): number {
+  return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value) ? Number(value) : NaN;
+}
+
+function usageSentence(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error);
+  // The first sentence says what is wrong; the rest explains how to pass odd positionals.
+  const first = message.split(/\. (?=[A-Z])|\n/)[0]!;
+  return first.endsWith('.') ? first : `${first}.`;
+}

@@ -1,0 +1,181 @@
+/** Results as a person reads them in a terminal. */
+import type { AskAnswer } from '../engine/client';
+import type {
+  AttentionStats,
+  BenchResult,
+  Citation,
+  DoctorResult,
+  PackResult,
+  PhaseTimes,
+  ScoreResult,
+  Stats,
+} from '../engine/protocol';
+import {
+  formatBytes,
+  formatCount,
+  formatCoverage,
+  formatDuration,
+  formatPercent,
+  formatSpeed,
+} from '../status/format';
+
+export function citationsText(answer: AskAnswer): string {
+  if (answer.citations.length === 0) return '';
+  return [
+    '',
+    'Citations:',
+    ...answer.citations.map((citation) => `  ${citationText(citation)}`),
+    '',
+  ].join('\n');
+}
+
+function citationText(citation: Citation): string {
+  const { path, startLine, endLine, status } = citation;
+  const range = startLine === endLine ? `${startLine}` : `${startLine}-${endLine}`;
+  const place = status === 'verified' ? `${path}:${range}` : path;
+  const quote = citation.quote === '' ? '' : ` "${citation.quote}"`;
+  return `${status.padEnd(9)} ${place}${quote}`;
+}
+
+export function statsText(stats: Stats): string {
+  const { memory } = stats;
+  return block([
+    ['TTFT', `${formatDuration(stats.ttftMs)} = ${phasesText(stats.phases)}`],
+    [
+      'Prompt',
+      `${formatCount(stats.promptTokens)} tokens: ${formatCount(stats.reusedTokens)} reused, ` +
+        `${formatCount(stats.computedTokens)} computed at ${formatSpeed(stats.prefillTokensPerSecond)}`,
+    ],
+    ['Answer', formatSpeed(stats.decodeTokensPerSecond)],
+    ['Attention', `${stats.params.policy}: ${attentionText(stats.attention)}`],
+    [
+      'Memory',
+      `weights ${formatBytes(memory.weightBytes)}, KV cache ${formatBytes(memory.kvBytes)}, ` +
+        `scratch ${formatBytes(memory.scratchBytes)}`,
+    ],
+    ['Model', `${stats.model} on ${stats.device}`],
+  ]);
+}
+
+function phasesText(phases: PhaseTimes): string {
+  return [
+    `queue ${formatDuration(phases.queueMs)}`,
+    `load ${formatDuration(phases.loadMs)}`,
+    `scan ${formatDuration(phases.scanMs)}`,
+    `tokenize ${formatDuration(phases.tokenizeMs)}`,
+    `prefill ${formatDuration(phases.prefillMs)}`,
+    `first token ${formatDuration(phases.firstTokenMs)}`,
+  ].join(' + ');
+}
+
+type Attention = Pick<AttentionStats, 'density' | 'sparseDensity' | 'coverageMean' | 'coverageP5'>;
+
+function attentionText(attention: Attention): string {
+  const parts = [`density ${formatPercent(attention.density)}`];
+  if (attention.sparseDensity === null) return `${parts[0]} (nothing was sparse)`;
+  parts.push(`sparse rows ${formatPercent(attention.sparseDensity)}`);
+  if (attention.coverageMean !== null) {
+    const p5 =
+      attention.coverageP5 === null
+        ? ''
+        : ` (5th percentile ${formatCoverage(attention.coverageP5)})`;
+    parts.push(`coverage ${formatCoverage(attention.coverageMean)}${p5}`);
+  }
+  return parts.join(', ');
+}
+
+export function packText(result: PackResult): string {
+  const width = Math.max(6, ...result.files.map((file) => formatCount(file.tokens).length));
+  const lines = result.files.map(
+    ({ tokens, tier, reason, path }) =>
+      `${formatCount(tokens).padStart(width)}  ${tier.padEnd(4)}  ${path}  (${reason})`,
+  );
+  const count = (tier: string) => result.files.filter((file) => file.tier === tier).length;
+  return [
+    `${'tokens'.padStart(width)}  tier  file`,
+    ...lines,
+    '',
+    `${formatCount(result.totalTokens)} tokens: ${count('full')} files in full, ` +
+      `${count('path')} by path, ${count('out')} left out`,
+    ...(result.text === undefined ? [] : ['', result.text]),
+    '',
+  ].join('\n');
+}
+
+export function scoreText(result: ScoreResult): string {
+  return block([
+    ['Tokens', formatCount(result.tokens)],
+    ['NLL', `${result.nll.toFixed(4)} (perplexity ${result.perplexity.toFixed(3)})`],
+    ['Attention', attentionText(result)],
+    ...(result.kl === undefined ? [] : [['KL', result.kl.toExponential(3)] as [string, string]]),
+    ...(result.top1Agreement === undefined
+      ? []
+      : [['Top-1', `${formatCoverage(result.top1Agreement)} as dense`] as [string, string]]),
+  ]);
+}
+
+export function benchText(result: BenchResult): string {
+  const head = ['tokens', 'prefill', 'speed', 'density', 'sparse', 'coverage', 'decode', 'peak'];
+  const rows = result.results.map((row) => [
+    formatCount(row.tokens),
+    formatDuration(row.prefillMs),
+    formatSpeed(row.tokensPerSecond),
+    formatPercent(row.density),
+    row.sparseDensity === null ? '-' : formatPercent(row.sparseDensity),
+    row.coverageMean === null ? '-' : formatCoverage(row.coverageMean),
+    row.decodeTokensPerSecond === null ? '-' : formatSpeed(row.decodeTokensPerSecond),
+    formatBytes(row.peakBytes),
+  ]);
+  const widths = head.map((name, column) =>
+    Math.max(name.length, ...rows.map((row) => row[column]!.length)),
+  );
+  return [head, ...rows]
+    .map((row) => row.map((cell, column) => cell.padStart(widths[column]!)).join('  ') + '\n')
+    .join('');
+}
+
+export function doctorText(result: DoctorResult): string {
+  const rows: [string, string][] = [
+    ['Longsight', `${result.version} on ${result.platform}`],
+    ...result.devices.map(({ name, usable, reason }): [string, string] => [
+      `Device ${name}`,
+      `${usable ? 'usable' : 'not usable'}: ${reason}`,
+    ]),
+    ['CPU', result.cpuFeatures.join(' ') || 'unknown'],
+    [
+      'Kernels',
+      `attention ${result.kernels.attention || 'none'}, linear ${result.kernels.linear || 'none'}`,
+    ],
+  ];
+  if (result.model) {
+    const { name, architecture, layers, heads, kvHeads, headDim, fileType, path } = result.model;
+    rows.push(
+      ['Model', `${name} (${path})`],
+      [
+        '',
+        `${architecture}, ${fileType}, ${layers} layers, ${heads}/${kvHeads} heads of ${headDim}, ` +
+          `context ${formatCount(result.model.contextTokens)}`,
+      ],
+    );
+  }
+  if (result.memory) {
+    const { memory } = result;
+    const total = memory.weightBytes + memory.kvBytes + memory.scratchBytes;
+    rows.push([
+      'Memory',
+      `${formatBytes(total)} for ${formatCount(memory.contextTokens)} tokens ` +
+        `(weights ${formatBytes(memory.weightBytes)}, KV cache ${formatBytes(memory.kvBytes)}, ` +
+        `scratch ${formatBytes(memory.scratchBytes)}), ${formatBytes(memory.availableBytes)} available: ` +
+        (memory.fits ? 'fits' : `at most ${formatCount(memory.largestContextTokens)} tokens fit`),
+    ]);
+  }
+  for (const problem of result.problems) {
+    rows.push(['Problem', `${problem.message} ${problem.action}`]);
+  }
+  return block(rows);
+}
+
+function block(rows: [string, string][]): string {
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}\n`).join('');
+}

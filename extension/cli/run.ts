@@ -1,0 +1,311 @@
+/** One command line from arguments to exit status. */
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { EngineError, isCancelled, toErrorInfo } from '../engine/errors';
+import type { Engine, JobOptions } from '../engine/client';
+import type {
+  EngineErrorInfo,
+  Event,
+  ModelRequest,
+  SampleAttentionParams,
+} from '../engine/protocol';
+import { errorText } from '../status/format';
+import { commandHelp, generalHelp } from './help';
+import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
+import { ProgressLine } from './progress';
+import { benchText, citationsText, doctorText, packText, scoreText, statsText } from './report';
+import { generatedText } from './words';
+
+export interface Terminal {
+  stdout: (text: string) => void;
+  stderr: (text: string) => void;
+  /** Standard error is a terminal whose line can be rewritten. */
+  rewritable: boolean;
+  env: NodeJS.ProcessEnv;
+  cwd: string;
+}
+
+export interface Parts {
+  terminal: Terminal;
+  /** Fires on the first Ctrl-C. */
+  signal: AbortSignal;
+  version: string;
+  startEngine: (log: (level: 'info' | 'warn' | 'error', text: string) => void) => Engine;
+  /** Path of the model to use when none is named; `undefined` when there is none. */
+  findModel: () => Promise<string | undefined>;
+}
+
+const failed = 1;
+const wrongUsage = 2;
+const interrupted = 130;
+
+/** `argv` without node and script. Never throws. */
+export async function run(argv: string[], parts: Parts): Promise<number> {
+  const { terminal } = parts;
+  const json = argv.includes('--json');
+  try {
+    return await dispatch(argv, parts);
+  } catch (error) {
+    if (error instanceof UsageError) {
+      const help = error.command === undefined ? '' : ` ${error.command}`;
+      const action = `See longsight${help} --help.`;
+      showError({ code: 'invalidParams', message: error.message, action }, json, terminal);
+      return wrongUsage;
+    }
+    const info = toErrorInfo(error);
+    showError(info, json, terminal);
+    if (info.code === 'internal' && error instanceof Error) terminal.stderr(`${error.stack}\n`);
+    return isCancelled(error) && parts.signal.aborted ? interrupted : failed;
+  }
+}
+
+async function dispatch(argv: string[], parts: Parts): Promise<number> {
+  const { terminal } = parts;
+  const [name, ...rest] = argv;
+  if (name === '--version') {
+    terminal.stdout(`${parts.version}\n`);
+    return 0;
+  }
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    const topic = name === 'help' && rest[0] !== undefined ? findCommand(rest[0]) : undefined;
+    const text = topic ? commandHelp(topic) : generalHelp();
+    if (name === undefined) throw new UsageError('No command is given.', undefined);
+    terminal.stdout(text);
+    return 0;
+  }
+  const command = findCommand(name);
+  if (!command) throw new UsageError(`There is no command ${name}.`, undefined);
+  if (rest.includes('--help') || rest.includes('-h')) {
+    terminal.stdout(commandHelp(command));
+    return 0;
+  }
+  const args = Arguments.parse(command, rest);
+  const run = new CommandRun(args, parts);
+  return run.finish(await prepared[command.name](args, run));
+}
+
+/** What a command does once its arguments are known to be right. */
+type Action = (engine: Engine, options: JobOptions) => Promise<number>;
+type Prepare = (args: Arguments, run: CommandRun) => Promise<Action>;
+
+const prepared: Record<CommandName, Prepare> = {
+  ask: prepareAsk,
+  pack: preparePack,
+  score: prepareScore,
+  bench: prepareBench,
+  doctor: prepareDoctor,
+};
+
+async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
+  const body = {
+    workspace: workspaceOf(args, run),
+    question: args.required('question'),
+    chat: [],
+    answerTokens: args.integer('max-tokens', 512, 1, mostTokens),
+    sampling: {
+      temperature: args.number('temperature', 0, 0, 5),
+      topP: args.number('top-p', 1, 0, 1, true),
+      seed: args.integer('seed', 0, 0, 2 ** 32 - 1),
+      stop: [],
+    },
+    params: run.params,
+    confirmAbovePrefillMs: 0,
+  };
+  const model = await run.model();
+  return async (engine, options) => {
+    let streamed = '';
+    const onEvent = (event: Event) => {
+      options.onEvent?.(event);
+      if (event.type !== 'token' || run.json) return;
+      run.write(event.text);
+      streamed += event.text;
+    };
+    const answer = await engine.ask({ ...body, model }, { ...options, onEvent }).result;
+    if (run.json) {
+      const citations = answer.citations.map(({ path: file, startLine, endLine, status }) => ({
+        path: file,
+        startLine,
+        endLine,
+        status,
+      }));
+      const { files, stats } = answer;
+      run.print({ answer: answer.answer, citations, files, stats });
+      return 0;
+    }
+    run.write(answer.answer.slice(streamed.length));
+    if (!answer.answer.endsWith('\n')) run.write('\n');
+    run.write(citationsText(answer));
+    run.note(`\n${statsText(answer.stats)}`);
+    return 0;
+  };
+}
+
+async function preparePack(args: Arguments, run: CommandRun): Promise<Action> {
+  const body = { workspace: workspaceOf(args, run), withText: args.has('text') };
+  const model = await run.model();
+  return async (engine, options) => {
+    const result = await engine.pack({ ...body, model }, options).result;
+    const files = result.files.map(({ path: file, tokens, tier, reason }) => ({
+      path: file,
+      tokens,
+      tier,
+      reason,
+    }));
+    const { totalTokens, text } = result;
+    run.print({ files, totalTokens, ...(text === undefined ? {} : { text }) }, packText(result));
+    return 0;
+  };
+}
+
+async function prepareScore(args: Arguments, run: CommandRun): Promise<Action> {
+  const against = args.choice('against', '', ['', 'dense']);
+  const body = {
+    tokens: args.integer('tokens', 0, 2, mostTokens),
+    tail: args.integer('tail', 0, 1, mostTokens),
+    tailPolicy: args.choice('tail-policy', 'dense', ['dense', 'same']),
+    against: against === '' ? null : against,
+    ropeBaseScale: args.number('rope-base-scale', 1, 1, 1000),
+    params: run.params,
+  };
+  const text = await run.readText(args.required('text'));
+  const model = await run.model();
+  return async (engine, options) => {
+    const result = await engine.score({ ...body, text, model }, options).result;
+    run.print(result, scoreText(result));
+    return 0;
+  };
+}
+
+async function prepareBench(args: Arguments, run: CommandRun): Promise<Action> {
+  const body = {
+    tokenCounts: args.integers('tokens', 1, mostTokens),
+    decodeTokens: args.integer('decode', 0, 0, mostTokens),
+    ropeBaseScale: args.number('rope-base-scale', 1, 1, 1000),
+    params: run.params,
+  };
+  const file = args.text('text');
+  // More bytes than tokens are never needed; beyond 4 MB the text repeats.
+  const bytes = Math.min(8 * Math.max(...body.tokenCounts), 4 * 2 ** 20);
+  const text = file === undefined ? generatedText(bytes) : await run.readText(file);
+  if (file === undefined) {
+    run.note('No --text is given: the prompt is generated words; density depends on the text.\n');
+  }
+  const model = await run.model();
+  return async (engine, options) => {
+    const result = await engine.bench({ ...body, text, model }, options).result;
+    run.print(result, benchText(result));
+    return 0;
+  };
+}
+
+async function prepareDoctor(_args: Arguments, run: CommandRun): Promise<Action> {
+  const { params } = run;
+  let model: ModelRequest | null = null;
+  let missing: EngineErrorInfo | undefined;
+  try {
+    model = await run.model();
+  } catch (error) {
+    missing = toErrorInfo(error);
+  }
+  return async (engine, options) => {
+    const result = await engine.doctor({ model, params }, options).result;
+    if (missing) result.problems.push(missing);
+    run.print(result, doctorText(result));
+    return result.devices.some((device) => device.usable) ? 0 : failed;
+  };
+}
+
+function workspaceOf(args: Arguments, run: CommandRun) {
+  const folder = path.resolve(run.cwd, args.required('workspace'));
+  return {
+    folders: [{ name: path.basename(folder), path: folder }],
+    unsaved: {},
+    budgetTokens: args.integer('budget', 0, 0, mostTokens),
+    strict: args.command.name === 'ask' && args.has('strict'),
+  };
+}
+
+/** Output and engine of one command. */
+class CommandRun {
+  readonly json: boolean;
+  readonly cwd: string;
+  readonly params: SampleAttentionParams;
+  private readonly modelOptions: Omit<ModelRequest, 'path'>;
+  private readonly progress: ProgressLine;
+  private readonly verbose: boolean;
+
+  constructor(
+    private readonly args: Arguments,
+    private readonly parts: Parts,
+  ) {
+    const { terminal } = parts;
+    this.params = args.params();
+    this.modelOptions = args.modelOptions();
+    this.json = args.has('json');
+    this.verbose = args.has('verbose');
+    this.cwd = terminal.cwd;
+    this.progress = new ProgressLine(terminal.stderr, terminal.rewritable && !this.json);
+  }
+
+  async model(): Promise<ModelRequest> {
+    const options = this.modelOptions;
+    const named = this.args.text('model') || this.parts.terminal.env.LONGSIGHT_MODEL;
+    if (named) return { ...options, path: path.resolve(this.cwd, named) };
+    const found = await this.parts.findModel();
+    if (found !== undefined) return { ...options, path: found };
+    throw new EngineError(
+      'noModel',
+      'No model is named, and the models folder holds none.',
+      'Name a GGUF file with --model or LONGSIGHT_MODEL, or fetch the demo model with `npm run try`.',
+    );
+  }
+
+  async readText(file: string): Promise<Uint8Array> {
+    const absolute = path.resolve(this.cwd, file);
+    try {
+      return new Uint8Array(await readFile(absolute));
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code ?? String(error);
+      throw new EngineError(
+        'unreadableFile',
+        `The text ${absolute} cannot be read (${code}).`,
+        'Name a file that exists and that this user may read.',
+      );
+    }
+  }
+
+  /** Runs the action with an engine of its own; the process has ended before this resolves. */
+  async finish(action: Action): Promise<number> {
+    const { signal, startEngine } = this.parts;
+    const engine = startEngine((level, text) => {
+      if (this.verbose || level !== 'info') this.note(`${text}\n`);
+    });
+    try {
+      return await action(engine, { signal, onEvent: (event) => this.progress.show(event) });
+    } finally {
+      this.progress.clear();
+      await engine.dispose();
+    }
+  }
+
+  /** The result: as JSON, or as text for people. */
+  print(result: object, text = ''): void {
+    this.write(this.json ? `${JSON.stringify(result)}\n` : text);
+  }
+
+  write(text: string): void {
+    if (text === '') return;
+    this.progress.clear();
+    this.parts.terminal.stdout(text);
+  }
+
+  note(text: string): void {
+    this.progress.clear();
+    this.parts.terminal.stderr(text);
+  }
+}
+
+function showError(error: EngineErrorInfo, json: boolean, terminal: Terminal): void {
+  if (json) terminal.stdout(`${JSON.stringify({ error })}\n`);
+  terminal.stderr(`longsight: ${errorText(error)}\n`);
+}
