@@ -16,7 +16,8 @@ describe('engine/loadAddon', () => {
 
   it('names the file and the reason of the linker', () => {
     assert.throws(
-      () => loadAddon('/a/longsight.node', throwing('/a/longsight.node: invalid ELF header'), '2.36'),
+      () =>
+        loadAddon('/a/longsight.node', throwing('/a/longsight.node: invalid ELF header'), '2.36'),
       (error: { code: string; message: string; action: string }) =>
         error.code === 'addonFailedToLoad' &&
         /\/a\/longsight\.node cannot be loaded: .*invalid ELF header/.test(error.message) &&
