@@ -1,0 +1,107 @@
+/** Settings -> typed, validated values. The caller hands in the reader, so this runs anywhere. */
+import os from 'node:os';
+import path from 'node:path';
+import { invalidParams } from './engine/errors';
+import { checkParam, paramFields, requireValidParams } from './engine/params';
+import type { SampleAttentionParams } from './engine/protocol';
+
+export interface Settings {
+  /** Absolute path of a GGUF file; empty = none chosen. */
+  modelPath: string;
+  /** Absolute path; empty = the default folder. */
+  modelsFolder: string;
+  /** 0 = one for each physical core. */
+  threads: number;
+  /** 0 = as much as model and memory allow. */
+  contextTokens: number;
+  answerTokens: number;
+  params: SampleAttentionParams;
+}
+
+/** Reads a setting below `longsight.`, e.g. `sparsity.epsilon`. */
+export type ReadSetting = (key: string) => unknown;
+
+export interface IntegerRange {
+  min: number;
+  max: number;
+  default: number;
+}
+
+export const integerSettings = {
+  threads: { min: 0, max: 1024, default: 0 },
+  contextTokens: { min: 0, max: 16_777_216, default: 0 },
+  answerTokens: { min: 1, max: 65_536, default: 512 },
+} as const satisfies Record<string, IntegerRange>;
+
+const correctIt = 'Correct it in the settings; the change applies to the next question.';
+
+/** Throws `invalidParams` naming the first setting that cannot be used. */
+export function readSettings(read: ReadSetting): Settings {
+  const params: Record<string, unknown> = {};
+  for (const field of paramFields) {
+    const value = read(`sparsity.${field.name}`) ?? field.default;
+    const problem = checkParam(field, value);
+    if (problem !== undefined)
+      throw invalidParams(`Setting longsight.sparsity.${problem}`, correctIt);
+    params[field.name] = value;
+  }
+  const settings: Settings = {
+    modelPath: readPath(read, 'model'),
+    modelsFolder: readPath(read, 'modelsFolder'),
+    threads: readInteger(read, 'threads'),
+    contextTokens: readInteger(read, 'contextTokens'),
+    answerTokens: readInteger(read, 'answerTokens'),
+    params: params as unknown as SampleAttentionParams,
+  };
+  requireValidParams(settings.params);
+  return settings;
+}
+
+/** The path settings alone, empty where unusable: choosing a model must work while a setting is wrong. */
+export function readModelSettings(read: ReadSetting): Pick<Settings, 'modelPath' | 'modelsFolder'> {
+  const usable = (key: 'model' | 'modelsFolder') => {
+    try {
+      return readPath(read, key);
+    } catch {
+      return '';
+    }
+  };
+  return { modelPath: usable('model'), modelsFolder: usable('modelsFolder') };
+}
+
+function readInteger(read: ReadSetting, key: keyof typeof integerSettings): number {
+  const range = integerSettings[key];
+  const value = read(key) ?? range.default;
+  if (
+    typeof value !== 'number' ||
+    !Number.isInteger(value) ||
+    value < range.min ||
+    value > range.max
+  ) {
+    throw invalidParams(
+      `Setting longsight.${key} = ${JSON.stringify(value)} is not an integer from ${range.min} to ${range.max}.`,
+      correctIt,
+    );
+  }
+  return value;
+}
+
+function readPath(read: ReadSetting, key: 'model' | 'modelsFolder'): string {
+  const value = read(key) ?? '';
+  if (typeof value !== 'string') {
+    throw invalidParams(
+      `Setting longsight.${key} = ${JSON.stringify(value)} is not a path.`,
+      correctIt,
+    );
+  }
+  const trimmed = value.trim();
+  if (trimmed === '') return '';
+  const expanded = trimmed.replace(/^~(?=$|[/\\])/, os.homedir());
+  if (!path.isAbsolute(expanded)) {
+    throw invalidParams(
+      `Setting longsight.${key} = "${trimmed}" is not an absolute path.`,
+      correctIt,
+    );
+  }
+  return path.normalize(expanded);
+}

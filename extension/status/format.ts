@@ -1,0 +1,136 @@
+/** Figures as people read them. Pure: status bar, statistics and chat use the same words. */
+import type { EngineErrorInfo, FileCounts, Phase, Stats } from '../engine/protocol';
+
+/** `0.42 s`, `3.2 s`, `12 s`, `1 min 5 s`, `14 min`, `2 h 5 min`. */
+export function formatDuration(ms: number): string {
+  const seconds = Math.max(0, ms) / 1000;
+  if (seconds < 0.995) return `${seconds.toFixed(2)} s`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 5 && whole % 60 !== 0) return `${minutes} min ${whole % 60} s`;
+  const rounded = Math.round(whole / 60);
+  if (rounded < 60) return `${rounded} min`;
+  const rest = rounded % 60;
+  return rest === 0 ? `${rounded / 60} h` : `${Math.floor(rounded / 60)} h ${rest} min`;
+}
+
+/** A share in [0, 1] as `14%`; small shares keep two significant digits: `0.42%`. */
+export function formatPercent(share: number): string {
+  const percent = share * 100;
+  if (percent === 0) return '0%';
+  if (percent < 0.995) return `${Number(percent.toPrecision(2))}%`;
+  return percent < 9.95 ? `${Number(percent.toFixed(1))}%` : `${Math.round(percent)}%`;
+}
+
+/** Coverage lies close to 1, where whole percents hide what matters: `98.1%`, never a false `100%`. */
+export function formatCoverage(share: number): string {
+  if (share >= 1) return '100%';
+  return `${Math.min(share * 100, 99.99).toFixed(share > 0.999 ? 2 : 1)}%`;
+}
+
+/** `1,234,567`. */
+export function formatCount(value: number): string {
+  return Math.round(value).toLocaleString('en-US');
+}
+
+/** `98.4 MiB`. */
+export function formatBytes(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1023.5 && unit < units.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 || value >= 99.95 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+}
+
+/** `2,310 tok/s`, `8.4 tok/s`. */
+export function formatSpeed(tokensPerSecond: number): string {
+  return `${tokensPerSecond < 9.95 ? tokensPerSecond.toFixed(1) : formatCount(tokensPerSecond)} tok/s`;
+}
+
+/** Where a running question is. */
+export interface Progress {
+  phase: Phase;
+  /** Questions that run before this one; only for `queue`. */
+  ahead: number;
+  /** Share of the phase that is done; null = not known. */
+  share: number | null;
+  etaMs: number | null;
+  /** Tokens (or files, bytes) a second in this phase; 0 = not known. */
+  perSecond: number;
+}
+
+const phaseNames: Record<Phase, string> = {
+  queue: 'Waiting',
+  load: 'Loading model',
+  scan: 'Reading files',
+  tokenize: 'Tokenizing',
+  prefill: 'Prefill',
+  firstToken: 'First token',
+  decode: 'Answering',
+  done: 'Done',
+};
+
+/** `Prefill 43% · 12 s`. */
+export function progressText(progress: Progress): string {
+  const name = phaseNames[progress.phase];
+  if (progress.phase === 'queue') {
+    return progress.ahead > 0
+      ? `${name} for ${progress.ahead} ${progress.ahead === 1 ? 'question' : 'questions'}`
+      : name;
+  }
+  const parts = [
+    progress.share === null ? name : `${name} ${Math.floor(Math.min(1, progress.share) * 100)}%`,
+  ];
+  if (progress.phase === 'decode') {
+    if (progress.perSecond > 0) parts.push(formatSpeed(progress.perSecond));
+  } else if (progress.etaMs !== null) {
+    parts.push(formatDuration(Math.max(1000, Math.ceil(progress.etaMs / 1000) * 1000)));
+  }
+  return parts.join(' · ');
+}
+
+/** `TTFT 3.2 s · 14% attention`. */
+export function resultText(stats: Stats): string {
+  return `TTFT ${formatDuration(stats.ttftMs)} · ${formatPercent(stats.attention.density)} attention`;
+}
+
+/** The line under an answer. */
+export function statsLine(stats: Stats): string {
+  const { coverageMean, coverageP5 } = stats.attention;
+  const parts = [resultText(stats)];
+  if (coverageMean !== null) {
+    const p5 = coverageP5 === null ? '' : ` (p5 ${formatCoverage(coverageP5)})`;
+    parts.push(`coverage ${formatCoverage(coverageMean)}${p5}`);
+  }
+  const reused = stats.reusedTokens > 0 ? ` (${formatCount(stats.reusedTokens)} reused)` : '';
+  parts.push(`${formatCount(stats.promptTokens)} tokens${reused}`);
+  if (stats.decodeTokensPerSecond > 0) parts.push(formatSpeed(stats.decodeTokensPerSecond));
+  return parts.join(' · ');
+}
+
+/** `Read 37 of 412 files · 375 by path only`. */
+export function filesLine(files: FileCounts): string {
+  const total = files.full + files.path + files.out;
+  if (files.path === 0 && files.out === 0) {
+    return `Read ${files.full === 1 ? 'the only file' : `all ${formatCount(total)} files`}`;
+  }
+  const parts = [`Read ${formatCount(files.full)} of ${formatCount(total)} files`];
+  if (files.path > 0) parts.push(`${formatCount(files.path)} by path only`);
+  if (files.out > 0) parts.push(`${formatCount(files.out)} left out`);
+  return parts.join(' · ');
+}
+
+/** `about 14 min`. */
+export function confirmText(predictedPrefillMs: number, computedTokens: number): string {
+  return `Reading ${formatCount(computedTokens)} tokens takes about ${formatDuration(predictedPrefillMs)}.`;
+}
+
+/** Message and way out in one line. */
+export function errorText(error: EngineErrorInfo): string {
+  return error.action === '' ? error.message : `${error.message} ${error.action}`;
+}

@@ -1,0 +1,170 @@
+/** One question and its answer. */
+import { isOpen, type Entry } from '../chat/conversation';
+import { remediesOf, remedyTitles, type FromChat } from '../chat/messages';
+import { confirmText, filesLine, progressText, statsLine } from '../status/format';
+import { placeCitations } from '../chat/placeCitations';
+import { clickedCitation, markCitations, sourceList } from './citations';
+import { button, el, setText, updateChildren } from './dom';
+import { renderMarkdown } from './markdown';
+
+export class EntryView {
+  readonly element: HTMLElement;
+  private readonly question = el('div', { class: 'question' });
+  private readonly files = el('div', { class: 'files' });
+  private readonly progress = el('div', { class: 'progress' });
+  private readonly progressLabel = el('span', { class: 'progress-label' });
+  private readonly bar = el('div', { class: 'bar', role: 'progressbar', 'aria-label': 'Progress' });
+  private readonly fill = el('div', { class: 'bar-fill' });
+  private readonly answer = el('div', { class: 'answer', 'aria-live': 'polite' });
+  private readonly end = el('div', { class: 'end' });
+  /** What the last drawing showed: parts that did not change are not touched. */
+  private drawnAnswer: string | null = null;
+  private drawnEnd = '';
+
+  constructor(
+    public entry: Entry,
+    private readonly send: (message: FromChat) => void,
+  ) {
+    this.bar.append(this.fill);
+    this.progress.append(this.progressLabel, this.bar);
+    this.element = el(
+      'article',
+      { class: 'entry', 'data-id': String(entry.id) },
+      this.question,
+      this.files,
+      this.answer,
+      this.progress,
+      this.end,
+    );
+    this.element.addEventListener('click', (event) => {
+      const index = clickedCitation(event);
+      if (index !== undefined) send({ type: 'openCitation', id: this.entry.id, index });
+    });
+  }
+
+  draw(): void {
+    const { entry } = this;
+    this.element.dataset.state = entry.state;
+    this.element.setAttribute('aria-label', `Question ${entry.id}`);
+    setText(this.question, entry.question);
+    setText(this.files, entry.files === null ? '' : filesLine(entry.files));
+    this.files.hidden = entry.files === null;
+    this.drawProgress();
+    this.drawAnswer();
+    this.drawEnd();
+  }
+
+  private drawProgress(): void {
+    const { state, progress } = this.entry;
+    this.progress.hidden = state !== 'running';
+    if (state !== 'running') return;
+    setText(this.progressLabel, progressText(progress));
+    const known = progress.share !== null;
+    this.bar.classList.toggle('unknown', !known);
+    const percent = Math.round(Math.min(1, progress.share ?? 0) * 100);
+    this.fill.style.width = known ? `${percent}%` : '';
+    if (known) this.bar.setAttribute('aria-valuenow', String(percent));
+    else this.bar.removeAttribute('aria-valuenow');
+    this.bar.setAttribute('aria-valuetext', progressText(progress));
+  }
+
+  private drawAnswer(): void {
+    const { entry } = this;
+    // Read out once it is whole, not token by token.
+    this.answer.setAttribute('aria-busy', String(isOpen(entry)));
+    const key = `${entry.citations.length} ${entry.answer}`;
+    if (this.drawnAnswer === key) return;
+    this.drawnAnswer = key;
+    const content = renderMarkdown(placeCitations(entry.answer, entry.citations));
+    markCitations(content, entry.citations);
+    updateChildren(this.answer, content);
+    this.answer.hidden = entry.answer === '';
+  }
+
+  /** Everything below the answer: question to the user, error, sources, stats, actions. */
+  private drawEnd(): void {
+    const { entry } = this;
+    const { state, confirmation, error, citations, stopReason, stats } = entry;
+    const key = JSON.stringify({ state, confirmation, error, citations, stopReason, stats });
+    if (this.drawnEnd === key) return;
+    this.drawnEnd = key;
+    this.end.replaceChildren();
+    if (state === 'confirming') this.end.append(this.confirmCard());
+    if (state === 'failed') this.end.append(this.errorCard());
+    if (state === 'stopped') this.end.append(el('p', { class: 'note' }, 'Stopped.'));
+    if (stopReason === 'length') {
+      this.end.append(
+        el(
+          'p',
+          { class: 'note' },
+          'The answer reached its longest length (setting Answer Tokens).',
+        ),
+      );
+    }
+    if (citations.length > 0) {
+      this.end.append(sourceList(citations));
+    }
+    if (stats !== null) {
+      this.end.append(
+        button(
+          statsLine(stats),
+          'stats-line',
+          () => this.send({ type: 'showStats', id: entry.id }),
+          { title: 'Show statistics of this answer' },
+        ),
+      );
+    }
+    if (!isOpen(entry) && entry.answer !== '') {
+      this.end.append(
+        el(
+          'div',
+          { class: 'actions' },
+          button('Copy Answer', 'link', () => this.send({ type: 'copy', id: entry.id })),
+        ),
+      );
+    }
+  }
+
+  private confirmCard(): HTMLElement {
+    const { confirmation, id } = this.entry;
+    const card = el('div', { class: 'card', role: 'group', 'aria-label': 'Start a long prefill?' });
+    if (confirmation === null) return card;
+    const choose = (choice: 'start' | 'fewerFiles' | 'cancel') => () =>
+      this.send({ type: 'choose', id, choice });
+    const start = button('Start', 'primary', choose('start'));
+    const buttons = [start];
+    if (confirmation.suggestedBudgetTokens > 0) {
+      const tokens = confirmation.suggestedBudgetTokens.toLocaleString('en-US');
+      buttons.push(
+        button('Fewer Files', 'secondary', choose('fewerFiles'), {
+          title: `Read only ${tokens} tokens of the workspace, which takes less than half a minute`,
+        }),
+      );
+    }
+    buttons.push(button('Cancel', 'secondary', choose('cancel')));
+    card.append(
+      el('p', {}, confirmText(confirmation.predictedPrefillMs, confirmation.computedTokens)),
+      el('div', { class: 'buttons' }, ...buttons),
+    );
+    // The keyboard goes where the decision is, unless the user is writing the next question.
+    const writing =
+      document.activeElement instanceof HTMLTextAreaElement && document.activeElement.value !== '';
+    if (!writing && document.hasFocus()) queueMicrotask(() => start.focus());
+    return card;
+  }
+
+  private errorCard(): HTMLElement {
+    const { error, id } = this.entry;
+    const card = el('div', { class: 'card error', role: 'alert' });
+    if (error === null) return card;
+    card.append(el('p', { class: 'error-message' }, error.message));
+    if (error.action !== '') card.append(el('p', {}, error.action));
+    const buttons = remediesOf(error.code).map((remedy, index) =>
+      button(remedyTitles[remedy], index === 0 ? 'primary' : 'secondary', () =>
+        this.send({ type: 'remedy', id, remedy }),
+      ),
+    );
+    if (buttons.length > 0) card.append(el('div', { class: 'buttons' }, ...buttons));
+    return card;
+  }
+}
