@@ -3,10 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "attention/params.h"
 #include "attention/plan.h"
+#include "attention/score_dims.h"
 #include "cpu/cancel_flag.h"
 #include "cpu/thread_pool.h"
 
@@ -21,24 +24,63 @@ struct KvLayer {
   int32_t headDim = 0;
 };
 
+// Memory that runAttention works in, kept between calls: it only grows. Not for two runs at once.
+class AttentionScratch {
+ public:
+  AttentionScratch();
+  ~AttentionScratch();
+  AttentionScratch(const AttentionScratch&) = delete;
+  AttentionScratch& operator=(const AttentionScratch&) = delete;
+
+  // Bytes held now.
+  uint64_t bytes() const;
+  // Column list of a head as the last run made it, ascending. Empty when that segment was dense, the
+  // head fell back to dense, or no column was worth keeping. Valid until the next run.
+  std::span<const int32_t> columnList(int32_t head) const;
+
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+// What the size of the scratch depends on.
+struct AttentionShape {
+  int32_t heads = 0;
+  int32_t kvHeads = 0;
+  int32_t headDim = 0;
+  // Most rows in the KV cache.
+  int64_t tokens = 0;
+};
+
+// Upper bound of AttentionScratch::bytes() for prompts of this shape.
+uint64_t attentionScratchBytes(const AttentionShape& shape, const SampleAttentionParams& params,
+                               int32_t threads);
+
 struct AttentionTask {
   Segment segment;
   const SampleAttentionParams* params = nullptr;
   // Queries after RoPE, f32 [row - segment.begin][head][headDim].
   const float* queries = nullptr;
-  // Result, f32, same layout. Every element is written.
+  // Result, f32, same layout. Every element is written; rows before outputBegin become zero.
   float* output = nullptr;
+  // Query heads, a multiple of kv.kvHeads: head h reads KV head h / (heads / kvHeads).
   int32_t heads = 0;
-  // Rows [0, segment.end) are filled.
+  // Rows [0, segment.end) are filled; later ones are never read. headDim is a multiple of 4.
   KvLayer kv;
   // Usually 1 / sqrt(headDim).
   float scale = 0.0f;
   // First row whose output is wanted (the last layer needs only some); voters still vote.
   int64_t outputBegin = 0;
+  RopeStyle ropeStyle = RopeStyle::interleaved;
+  // Null: memory is allocated for this call alone.
+  AttentionScratch* scratch = nullptr;
 };
 
 // What was computed for one (segment, layer, head).
 struct HeadAttention {
+  // Pairs (row, column) over all rows of the segment, whether their output was wanted or not.
   int64_t keptPairs = 0;
   int64_t causalPairs = 0;
   int64_t listLength = 0;
@@ -49,7 +91,8 @@ struct HeadAttention {
 };
 
 // Runs the task on all threads of the pool. False when cancelled: output is then undefined.
-// `heads` gets one entry a query head.
+// `heads` gets one entry a query head. The same task gives the same bits for any number of threads.
+// Throws std::invalid_argument for policy mass and for shapes that do not fit together.
 bool runAttention(const AttentionTask& task, ThreadPool& pool, const CancelFlag& cancel,
                   std::vector<HeadAttention>& heads);
 
