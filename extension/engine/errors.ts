@@ -1,16 +1,9 @@
 /** Typed errors: every failure carries a code, a sentence with the values, and a way out. */
+import { CodedError } from '../workspace/errors';
 import type { EngineErrorInfo, ErrorCode } from './protocol';
 
-export class EngineError extends Error {
-  constructor(
-    readonly code: ErrorCode,
-    message: string,
-    /** One sentence: what the user can do. */
-    readonly action: string,
-  ) {
-    super(message);
-    this.name = 'EngineError';
-  }
+export class EngineError extends CodedError {
+  override name = 'EngineError';
 
   get info(): EngineErrorInfo {
     return { code: this.code, message: this.message, action: this.action };

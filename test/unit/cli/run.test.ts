@@ -1,0 +1,349 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { run, type Parts } from '../../../extension/cli/run';
+import type { Engine, JobOptions } from '../../../extension/engine/client';
+import { EngineError } from '../../../extension/engine/errors';
+import { defaultParams } from '../../../extension/engine/params';
+import type { DoctorResult, Event } from '../../../extension/engine/protocol';
+
+/** Stands for the engine: answers with `results`, keeps what it was asked. */
+class FakeEngine {
+  readonly asked: [string, Record<string, unknown>][] = [];
+  disposed = 0;
+  events: Partial<Event>[] = [];
+
+  constructor(private readonly results: Record<string, unknown>) {}
+
+  private job(name: string, body: Record<string, unknown>, options: JobOptions) {
+    this.asked.push([name, body]);
+    for (const event of this.events) options.onEvent?.(event as Event);
+    const result = this.results[name];
+    return { result: result instanceof Error ? Promise.reject(result) : Promise.resolve(result) };
+  }
+
+  ask = (body: object, options: JobOptions) => this.job('ask', { ...body }, options);
+  pack = (body: object, options: JobOptions) => this.job('pack', { ...body }, options);
+  score = (body: object, options: JobOptions) => this.job('score', { ...body }, options);
+  bench = (body: object, options: JobOptions) => this.job('bench', { ...body }, options);
+  doctor = (body: object, options: JobOptions) => this.job('doctor', { ...body }, options);
+  dispose = async () => void this.disposed++;
+}
+
+const stats = {
+  model: 'fake',
+  device: 'cpu',
+  params: { ...defaultParams },
+  promptTokens: 100,
+  reusedTokens: 40,
+  computedTokens: 60,
+  ttftMs: 110,
+  phases: { queueMs: 1, loadMs: 2, scanMs: 3, tokenizeMs: 4, prefillMs: 90, firstTokenMs: 10 },
+  prefillTokensPerSecond: 600,
+  decodeTokensPerSecond: 20,
+  attention: {
+    density: 0.6,
+    sparseDensity: 0.2,
+    coverageMean: 0.97,
+    coverageP5: 0.91,
+    layers: [{ density: 0.2, heads: [0.1, 0.3] }],
+  },
+  memory: { weightBytes: 1, kvBytes: 2, scratchBytes: 3 },
+};
+const answer = {
+  answer: 'It retries twice.',
+  citations: [
+    {
+      path: 'src/retry.ts',
+      quote: 'const retries = 2',
+      startLine: 3,
+      endLine: 3,
+      status: 'verified',
+      absolutePath: '/w/src/retry.ts',
+    },
+    { path: 'no.ts', quote: 'x y', startLine: 0, endLine: 0, status: 'invented', absolutePath: '' },
+  ],
+  files: { full: 2, path: 1, out: 0 },
+  stopReason: 'end',
+  stats,
+};
+const doctor: DoctorResult = {
+  version: '1',
+  platform: 'linux-x64',
+  devices: [{ name: 'cpu', usable: true, reason: 'avx2' }],
+  cpuFeatures: ['avx2'],
+  kernels: { attention: 'avx2', linear: 'ggml' },
+  problems: [],
+};
+
+describe('cli/run', () => {
+  let engine: FakeEngine;
+  let out: string;
+  let err: string;
+  let parts: Parts;
+
+  beforeEach(() => {
+    out = '';
+    err = '';
+    engine = new FakeEngine({
+      ask: answer,
+      pack: {
+        files: [{ path: 'a', tokens: 5, tier: 'full', reason: 'source', extra: 1 }],
+        totalTokens: 5,
+      },
+      score: { tokens: 10, nll: 1, perplexity: Math.E, density: 1, sparseDensity: null },
+      bench: { results: [] },
+      doctor,
+    });
+    parts = {
+      terminal: {
+        stdout: (text) => (out += text),
+        stderr: (text) => (err += text),
+        rewritable: false,
+        env: {},
+        cwd: '/w',
+      },
+      signal: new AbortController().signal,
+      version: '0.1.0',
+      startEngine: () => engine as unknown as Engine,
+      findModel: async () => '/models/found.gguf',
+    };
+  });
+
+  const cli = (...argv: string[]) => run(argv, parts);
+  const ask = (...more: string[]) => cli('ask', '--workspace', '.', '--question', 'Why?', ...more);
+  const body = () => engine.asked[0]![1];
+
+  it('prints the version and help without an engine', async () => {
+    assert.equal(await cli('--version'), 0);
+    assert.equal(out, '0.1.0\n');
+    for (const argv of [['--help'], ['help'], ['ask', '--help'], ['help', 'bench']]) {
+      out = '';
+      assert.equal(await cli(...argv), 0);
+      assert.match(out, /^Usage: longsight/);
+    }
+    assert.match(out, /--decode N/);
+    assert.match(out, /--window-tokens N/);
+    assert.deepEqual(engine.asked, []);
+  });
+
+  it('asks with the documented defaults', async () => {
+    assert.equal(await ask(), 0);
+    assert.deepEqual(body(), {
+      workspace: {
+        folders: [{ name: 'w', path: '/w' }],
+        unsaved: {},
+        budgetTokens: 0,
+        strict: false,
+      },
+      question: 'Why?',
+      chat: [],
+      answerTokens: 512,
+      sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
+      params: { ...defaultParams },
+      confirmAbovePrefillMs: 0,
+      model: { path: '/models/found.gguf', device: 'auto', threads: 0, contextTokens: 0 },
+    });
+    assert.equal(engine.disposed, 1);
+  });
+
+  it('hands every flag on', async () => {
+    const flags =
+      '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --max-tokens 7 --temperature .5 ' +
+      '--top-p 0.9 --seed 42 --strict --budget 1000 --policy peak --alpha 0.5 --epsilon 1e-2 ' +
+      '--score-dims all --sample-stride 4 --segment-rows 512 --window-tokens 128 --window-fraction 0.1 ' +
+      '--sink-tokens 0 --dense-below-tokens 1024 --max-list-share 1 --audit-rows 4';
+    assert.equal(await ask(...flags.split(' ')), 0, err);
+    const asked = body() as { workspace: object; sampling: object; params: object; model: object };
+    assert.deepEqual(asked.model, {
+      path: '/w/m.gguf',
+      device: 'cpu',
+      threads: 3,
+      contextTokens: 4096,
+    });
+    assert.deepEqual(asked.sampling, { temperature: 0.5, topP: 0.9, seed: 42, stop: [] });
+    assert.deepEqual(asked.params, {
+      policy: 'peak',
+      alpha: 0.5,
+      epsilon: 0.01,
+      scoreDims: 'all',
+      sampleStride: 4,
+      segmentRows: 512,
+      windowTokens: 128,
+      windowFraction: 0.1,
+      sinkTokens: 0,
+      denseBelowTokens: 1024,
+      maxListShare: 1,
+      auditRows: 4,
+    });
+    assert.deepEqual(asked.workspace, {
+      folders: [{ name: 'w', path: '/w' }],
+      unsaved: {},
+      budgetTokens: 1000,
+      strict: true,
+    });
+  });
+
+  it('prints exactly one JSON object of the documented shape', async () => {
+    engine.events = [{ type: 'token', text: 'It ' } as Partial<Event>];
+    assert.equal(await ask('--json'), 0);
+    assert.equal(out.split('\n').length, 2);
+    const { citations, ...rest } = JSON.parse(out);
+    assert.deepEqual(citations, [
+      { path: 'src/retry.ts', startLine: 3, endLine: 3, status: 'verified' },
+      { path: 'no.ts', startLine: 0, endLine: 0, status: 'invented' },
+    ]);
+    assert.deepEqual(rest, { answer: answer.answer, files: answer.files, stats });
+    out = '';
+    assert.equal(await cli('pack', '--workspace', '.', '--json'), 0);
+    assert.deepEqual(JSON.parse(out), {
+      files: [{ path: 'a', tokens: 5, tier: 'full', reason: 'source' }],
+      totalTokens: 5,
+    });
+  });
+
+  it('streams the answer, then citations; statistics go to standard error', async () => {
+    engine.events = [
+      { type: 'phase', phase: 'prefill' },
+      { type: 'token', text: 'It ' },
+      { type: 'token', text: 'retries' },
+    ] as Partial<Event>[];
+    assert.equal(await ask(), 0);
+    assert.ok(out.startsWith('It retries twice.\n'), out);
+    assert.match(out, /verified {2}src\/retry\.ts:3 "const retries = 2"/);
+    assert.match(out, /invented {2}no\.ts "x y"/);
+    assert.match(err, /Prefill/);
+    assert.match(err, /TTFT .* = queue .* first token/);
+    assert.match(err, /density 60%, sparse rows 20%, coverage 97\.0%/);
+  });
+
+  it('calls wrong usage wrong, names value and range, and starts nothing', async () => {
+    const wrong: [string[], RegExp][] = [
+      [[], /No command/],
+      [['frobnicate'], /no command frobnicate/],
+      [['ask'], /--workspace is missing/],
+      [['ask', '--workspace', '.'], /--question is missing/],
+      [['ask', '--workspace', '.', '--question', ' '], /--question is empty/],
+      [['pack', '--workspace'], /--workspace/],
+      [['pack', '--workspace', '.', '--frob'], /--frob/],
+      [['pack', '--workspace', '.', 'stray'], /stray/],
+      [['pack', '--workspace', '.', '--strict'], /--strict/],
+      [['pack', '--workspace', '.', '--json=1'], /--json/],
+      [['pack', '--workspace', '.', '--epsilon', '1'], /epsilon = 1 .*at least 0, below 1/],
+      [['pack', '--workspace', '.', '--epsilon', 'x'], /epsilon = x /],
+      [['pack', '--workspace', '.', '--segment-rows', '300'], /segmentRows = 300 .*256 to 8192/],
+      [['pack', '--workspace', '.', '--policy', 'sparse'], /policy = sparse .*dense, peak, mass/],
+      [['pack', '--workspace', '.', '--threads', '-1'], /threads/],
+      [['pack', '--workspace', '.', '--threads', '0x10'], /threads 0x10 .*0 to 1024/],
+      [['pack', '--workspace', '.', '--device', 'tpu'], /tpu .*auto, cpu, cuda/],
+      [['bench'], /--tokens is missing/],
+      [['bench', '--tokens', '100,,200'], /--tokens ""/],
+      [['bench', '--tokens', '100,0'], /--tokens 0 .*from 1/],
+      [['score'], /--text is missing/],
+      [['score', '--text', 'x', '--tail-policy', 'odd'], /odd .*dense, same/],
+      [['score', '--text', 'x', '--against', 'peak'], /--against peak/],
+      [['score', '--text', 'x', '--rope-base-scale', '0'], /0 .*1 to 1000/],
+    ];
+    for (const [argv, message] of wrong) {
+      out = '';
+      err = '';
+      assert.equal(await cli(...argv), 2, argv.join(' '));
+      assert.match(err, message, argv.join(' '));
+      assert.equal(out, '');
+    }
+    assert.deepEqual(engine.asked, []);
+    assert.equal(await ask('--temperature', '9', '--json'), 2);
+    assert.match(JSON.parse(out).error.message, /temperature 9 .*0 to 5/);
+  });
+
+  it('ends with 1 and a typed error, as JSON too', async () => {
+    const failing = new FakeEngine({ ask: new EngineError('overBudget', 'Too much.', 'Less.') });
+    parts.startEngine = () => failing as unknown as Engine;
+    assert.equal(await ask('--json'), 1);
+    assert.deepEqual(JSON.parse(out), {
+      error: { code: 'overBudget', message: 'Too much.', action: 'Less.' },
+    });
+    assert.match(err, /longsight: Too much\. Less\./);
+    assert.equal(failing.disposed, 1);
+  });
+
+  it('ends with 130 when interrupted', async () => {
+    const abort = new AbortController();
+    parts.signal = abort.signal;
+    const stopped = new FakeEngine({ ask: new EngineError('cancelled', 'Cancelled.', '') });
+    parts.startEngine = () => stopped as unknown as Engine;
+    abort.abort();
+    assert.equal(await ask(), 130);
+  });
+
+  it('takes the model from the flag, the environment, the models folder, in this order', async () => {
+    parts.terminal.env = { LONGSIGHT_MODEL: '/env.gguf' };
+    await ask('--model', '/flag.gguf');
+    await ask();
+    parts.terminal.env = {};
+    await ask();
+    const paths = engine.asked.map(([, { model }]) => (model as { path: string }).path);
+    assert.deepEqual(paths, ['/flag.gguf', '/env.gguf', '/models/found.gguf']);
+    parts.findModel = async () => undefined;
+    out = '';
+    assert.equal(await ask('--json'), 1);
+    assert.equal(JSON.parse(out).error.code, 'noModel');
+  });
+
+  it('takes --policy paper as a preset that other flags change', async () => {
+    assert.equal(await ask('--policy', 'paper', '--sample-stride', '10'), 0);
+    const { policy, sampleStride, windowFraction, segmentRows } = body().params as Record<
+      string,
+      unknown
+    >;
+    assert.deepEqual([policy, sampleStride, windowFraction, segmentRows], ['mass', 10, 0.08, 0]);
+  });
+
+  it('scores a file as bytes, and names one that cannot be read', async () => {
+    const folder = mkdtempSync(path.join(os.tmpdir(), 'longsight-cli-'));
+    const file = path.join(folder, 'text');
+    writeFileSync(file, Buffer.from([0xff, 0x41]));
+    const flags = '--tokens 100 --tail 10 --tail-policy same --against dense --rope-base-scale 4';
+    assert.equal(await cli('score', '--text', file, ...flags.split(' ')), 0);
+    const { text, tokens, tail, tailPolicy, against, ropeBaseScale } = body();
+    assert.deepEqual([...(text as Uint8Array)], [0xff, 0x41]);
+    assert.deepEqual(
+      [tokens, tail, tailPolicy, against, ropeBaseScale],
+      [100, 10, 'same', 'dense', 4],
+    );
+    assert.equal(await cli('score', '--text', path.join(folder, 'none'), '--json'), 1);
+    assert.equal(JSON.parse(out.trim().split('\n').at(-1)!).error.code, 'unreadableFile');
+    rmSync(folder, { recursive: true });
+  });
+
+  it('benches generated words that repeat, and says so', async () => {
+    await cli('bench', '--tokens', '100,2000', '--decode', '8');
+    await cli('bench', '--tokens', '100,2000');
+    const [first, second] = engine.asked.map(([, asked]) => asked.text as Uint8Array);
+    assert.ok(first!.length >= 16_000);
+    assert.deepEqual(first, second);
+    assert.deepEqual(body().tokenCounts, [100, 2000]);
+    assert.equal(body().decodeTokens, 8);
+    assert.match(err, /generated words/);
+  });
+
+  it('examines the machine without a model, and fails only when no device is usable', async () => {
+    parts.findModel = async () => undefined;
+    assert.equal(await cli('doctor', '--json'), 0);
+    assert.equal(body().model, null);
+    assert.equal(JSON.parse(out).problems[0].code, 'noModel');
+    const broken = new FakeEngine({
+      doctor: {
+        ...doctor,
+        devices: [{ name: 'cpu', usable: false, reason: 'bad ELF' }],
+        problems: [{ code: 'addonFailedToLoad', message: 'bad ELF.', action: 'Build it.' }],
+      },
+    });
+    parts.startEngine = () => broken as unknown as Engine;
+    out = '';
+    assert.equal(await cli('doctor'), 1);
+    assert.match(out, /Device cpu +not usable: bad ELF/);
+    assert.match(out, /Problem +bad ELF\. Build it\./);
+  });
+});

@@ -1,0 +1,178 @@
+/**
+ * An addon that plays its part without a model: one token a byte, a scripted answer, and a record
+ * of what was asked of it.
+ */
+import type {
+  Addon,
+  GenerateResult,
+  ModelSpec,
+  NativeModel,
+  NativeSession,
+  Prompt,
+  SessionEvent,
+} from '../../../extension/engine/addon';
+import type { AttentionStats, MemoryEstimate } from '../../../extension/engine/protocol';
+
+export const attention: AttentionStats = {
+  density: 0.5,
+  sparseDensity: 0.2,
+  coverageMean: 0.97,
+  coverageP5: 0.9,
+  layers: [{ density: 0.2, heads: [0.1, 0.3] }],
+};
+export const memory = { weightBytes: 1000, kvBytes: 200, scratchBytes: 30 };
+
+export interface FakeSettings {
+  spec: Partial<ModelSpec>;
+  /** Texts that `generate` emits. */
+  texts: string[];
+  /** Context that fits into memory. */
+  largestContextTokens: number;
+  predictedMsPerToken: number;
+  /** `generate` and `score` wait for `cancel`. */
+  hang: boolean;
+  openError: Error | null;
+  loadMs: number;
+}
+
+export class FakeAddon {
+  readonly calls: string[] = [];
+  readonly prompts: Prompt[] = [];
+  readonly options: Record<string, unknown>[] = [];
+  settings: FakeSettings = {
+    spec: {},
+    texts: ['Hel', 'lo'],
+    largestContextTokens: 1 << 20,
+    predictedMsPerToken: 1,
+    hang: false,
+    openError: null,
+    loadMs: 0,
+  };
+
+  readonly addon: Addon = {
+    machine: () => ({
+      cpuFeatures: ['avx2'],
+      kernels: { attention: 'avx2', linear: 'ggml test' },
+      totalMemoryBytes: 1 << 30,
+      availableMemoryBytes: 1 << 29,
+      physicalCores: 3,
+    }),
+    openModel: async (path) => {
+      this.calls.push(`openModel ${path.split('/').at(-1)}`);
+      if (this.settings.openError) throw this.settings.openError;
+      return this.model(path);
+    },
+  };
+
+  private model(path: string): NativeModel {
+    const spec: ModelSpec = {
+      path,
+      name: 'fake',
+      architecture: 'llama',
+      layers: 1,
+      heads: 2,
+      kvHeads: 1,
+      headDim: 64,
+      contextTokens: 8192,
+      fileType: 'F32',
+      chatTemplate:
+        '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}',
+      bosText: '<|im_start|>',
+      eosText: '<|im_end|>',
+      addBos: false,
+      weightBytes: memory.weightBytes,
+      ...this.settings.spec,
+    };
+    return {
+      spec,
+      tokenize: async (pieces) =>
+        pieces.map(({ text }) => {
+          const bytes = typeof text === 'string' ? Buffer.from(text) : text;
+          return Int32Array.from(bytes);
+        }),
+      detokenize: async (tokens) => Uint8Array.from(tokens),
+      estimateMemory: ({ contextTokens }): MemoryEstimate => ({
+        ...memory,
+        contextTokens,
+        availableBytes: 1 << 29,
+        fits: contextTokens <= this.settings.largestContextTokens,
+        largestContextTokens: this.settings.largestContextTokens,
+      }),
+      createSession: async (options, onProgress) => {
+        this.calls.push('createSession');
+        this.options.push(options);
+        onProgress(500, 1000);
+        if (this.settings.loadMs > 0) {
+          await new Promise((resolve) => setTimeout(resolve, this.settings.loadMs));
+        }
+        onProgress(1000, 1000);
+        return this.session();
+      },
+      dispose: () => void this.calls.push('dispose model'),
+    };
+  }
+
+  private session(): NativeSession {
+    let stop: ((error: Error) => void) | null = null;
+    const hanging = () =>
+      new Promise<never>((_resolve, reject) => {
+        stop = reject;
+      });
+    return {
+      plan: async (prompt) => ({
+        promptTokens: prompt.tokens.length,
+        reusedTokens: 0,
+        computedTokens: prompt.tokens.length,
+        predictedPrefillMs: prompt.tokens.length * this.settings.predictedMsPerToken,
+      }),
+      generate: async (prompt, options, onEvent): Promise<GenerateResult> => {
+        this.calls.push('generate');
+        this.prompts.push(prompt);
+        this.options.push(options);
+        const total = prompt.tokens.length;
+        const event = (done: number): SessionEvent => ({
+          type: 'prefill',
+          done,
+          total,
+          tokensPerSecond: 10,
+          etaMs: 5,
+        });
+        onEvent(event(1));
+        if (this.settings.hang) await hanging();
+        onEvent(event(total));
+        onEvent({ type: 'prefilled' });
+        for (const text of this.settings.texts) onEvent({ type: 'text', text });
+        return {
+          promptTokens: total,
+          reusedTokens: 0,
+          computedTokens: total,
+          generatedTokens: this.settings.texts.length,
+          prefillMs: 10,
+          decodeMs: 5,
+          prefillTokensPerSecond: 100,
+          decodeTokensPerSecond: 20,
+          stopReason: 'end',
+          attention,
+          memory,
+        };
+      },
+      score: async (prompt, options) => {
+        this.calls.push('score');
+        this.prompts.push(prompt);
+        this.options.push(options);
+        if (this.settings.hang) await hanging();
+        return {
+          nll: 2,
+          attention,
+          ...(options.againstDense ? { kl: 0.001, top1Agreement: 0.99 } : {}),
+        };
+      },
+      cancel: () => {
+        this.calls.push('cancel');
+        stop?.(Object.assign(new Error('stopped'), { code: 'cancelled', action: '' }));
+      },
+      reset: () => void this.calls.push('reset'),
+      dispose: () => void this.calls.push('dispose session'),
+    };
+  }
+}
