@@ -1,0 +1,165 @@
+// Builds everything into dist/ (what is shipped) and out-test/ (tests). Incremental.
+//   npm run build                 the addon and the bundles
+//   npm run build -- --tests      the native tests, too (needs GoogleTest)
+//   npm run build -- --js         the bundles alone
+//   npm run build -- --debug      unoptimized C++ with assertions, in the same folders
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { availableParallelism } from 'node:os';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { withLock } from './lib/lock.mjs';
+import { inRoot, root, tool } from './lib/paths.mjs';
+import { main, Problem, say, step } from './lib/terminal.mjs';
+import { setup } from './setup.mjs';
+
+const oldestNode = 'node20';
+const sharedLibrary = /\.(node|so)$/;
+
+const flags = ['debug', 'tests', 'js'];
+
+/** @param {{ debug?: boolean, tests?: boolean, js?: boolean }} [options] see above */
+export async function build({ debug = false, tests = false, js = false } = {}) {
+  await withLock(inRoot('.deps/build.lock'), async () => {
+    await setup();
+    if (!js) await buildNative(debug, tests);
+    await bundle(debug);
+  });
+}
+
+async function buildNative(debug, tests) {
+  const folder = inRoot('build');
+  const stamp = path.join(folder, 'configured');
+  const options = [
+    '--out',
+    folder,
+    ...(debug ? ['--debug'] : []),
+    `--CDLONGSIGHT_TESTS=${tests ? 'ON' : 'OFF'}`,
+  ];
+  // CMake itself notices changes of its own files; these it cannot see.
+  const wanted = JSON.stringify([options, process.version, process.env.CXX ?? '', root]);
+  if (!existsSync(path.join(folder, 'CMakeCache.txt')) || read(stamp) !== wanted) {
+    rmSync(stamp, { force: true });
+    await step(
+      'Configuring the native engine',
+      process.execPath,
+      [tool.cmakeJs, 'configure', ...options],
+      { cwd: root },
+    );
+    writeFileSync(stamp, wanted);
+  }
+  await step('Building the native engine', 'cmake', [
+    '--build',
+    folder,
+    '--parallel',
+    String(availableParallelism()),
+  ]);
+
+  mkdirSync(inRoot('dist'), { recursive: true });
+  const built = readdirSync(path.join(folder, 'native')).filter((name) => sharedLibrary.test(name));
+  for (const name of built)
+    copyWhenChanged(path.join(folder, 'native', name), inRoot('dist', name));
+  for (const name of readdirSync(inRoot('dist'))) {
+    if (sharedLibrary.test(name) && !built.includes(name)) rmSync(inRoot('dist', name));
+  }
+}
+
+/** By way of a rename: a process that has the old file mapped keeps it. */
+function copyWhenChanged(from, to) {
+  const source = statSync(from);
+  const target = statSync(to, { throwIfNoEntry: false });
+  if (target && target.size === source.size && target.mtimeMs >= source.mtimeMs) return;
+  const part = `${to}.${process.pid}`;
+  copyFileSync(from, part);
+  renameSync(part, to);
+}
+
+async function bundle(debug) {
+  const begin = performance.now();
+  const esbuild = await import('esbuild');
+  const common = { absWorkingDir: root, bundle: true, logLevel: 'warning', legalComments: 'none' };
+  // Not minified: a stack trace in a user's log should be readable. Source maps are not shipped.
+  const node = {
+    ...common,
+    platform: 'node',
+    target: oldestNode,
+    format: 'cjs',
+    sourcemap: 'linked',
+  };
+  const web = { ...common, platform: 'browser', target: 'es2022', format: 'iife', minify: !debug };
+  const tests = testSources();
+  const results = await Promise.allSettled([
+    esbuild.build({
+      ...node,
+      entryPoints: {
+        extension: 'extension/extension.ts',
+        worker: 'extension/engine/worker.ts',
+        cli: 'extension/cli/main.ts',
+      },
+      outdir: 'dist',
+      external: ['vscode'],
+    }),
+    esbuild.build({
+      ...web,
+      entryPoints: { chat: 'extension/webview/chat.ts', stats: 'extension/webview/stats.ts' },
+      outdir: 'dist/webview',
+    }),
+    esbuild.build({
+      ...node,
+      sourcemap: 'inline',
+      entryPoints: tests,
+      outbase: 'test',
+      outdir: 'out-test',
+      external: ['vscode', 'esbuild', 'eslint', 'playwright-core'],
+    }),
+  ]);
+  removeStaleTests(tests);
+  // esbuild has printed the places.
+  const failed = results.filter((result) => result.status === 'rejected');
+  if (failed.length > 0) throw new Problem('Bundling failed.');
+  chmodSync(inRoot('dist/cli.js'), 0o755);
+  say(`✓ Bundling (${((performance.now() - begin) / 1000).toFixed(1)} s)`);
+}
+
+/** Test files and the entries of suites; relative to the repository. */
+function testSources() {
+  return readdirSync(inRoot('test'), { recursive: true })
+    .filter((name) => name.endsWith('.test.ts') || name === path.join('vscode', 'index.ts'))
+    .filter((name) => !name.startsWith('fixtures'))
+    .map((name) => path.join('test', name));
+}
+
+/** A test whose source is gone must not go on running. */
+function removeStaleTests(sources) {
+  const kept = new Set(sources.map((name) => path.relative('test', name).replace(/\.ts$/, '.js')));
+  if (!existsSync(inRoot('out-test'))) return;
+  for (const name of readdirSync(inRoot('out-test'), { recursive: true })) {
+    if (name.endsWith('.js') && !kept.has(name)) rmSync(inRoot('out-test', name));
+  }
+}
+
+function read(file) {
+  return existsSync(file) ? readFileSync(file, 'utf8') : undefined;
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  main(async () => {
+    const given = process.argv.slice(2).map((flag) => flag.replace(/^--/, ''));
+    const unknown = given.filter((flag) => !flags.includes(flag));
+    if (unknown.length > 0) {
+      const known = flags.map((flag) => `--${flag}`).join(', ');
+      throw new Problem(`Unknown option ${unknown.join(' ')}.`, `Known: ${known}.`);
+    }
+    await build(Object.fromEntries(given.map((flag) => [flag, true])));
+  });
+}
