@@ -1,9 +1,10 @@
 /** Figures as people read them. Pure: status bar, statistics and chat use the same words. */
 import type { EngineErrorInfo, FileCounts, Phase, Stats } from '../engine/protocol';
 
-/** `0.42 s`, `3.2 s`, `12 s`, `1 min 5 s`, `14 min`, `2 h 5 min`. */
+/** `34 ms`, `0.42 s`, `3.2 s`, `12 s`, `1 min 5 s`, `14 min`, `2 h 5 min`. */
 export function formatDuration(ms: number): string {
-  const seconds = Math.max(0, ms) / 1000;
+  if (ms < 99.5) return `${Math.max(0, Math.round(ms))} ms`;
+  const seconds = ms / 1000;
   if (seconds < 0.995) return `${seconds.toFixed(2)} s`;
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);

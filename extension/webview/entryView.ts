@@ -75,7 +75,7 @@ export class EntryView {
     const key = `${entry.citations.length} ${entry.answer}`;
     if (this.drawnAnswer === key) return;
     this.drawnAnswer = key;
-    const content = renderMarkdown(placeCitations(entry.answer, entry.citations));
+    const content = renderMarkdown(placeCitations(withoutFilesLine(entry.answer), entry.citations));
     markCitations(content, entry.citations);
     updateChildren(this.answer, content);
     this.answer.hidden = entry.answer === '';
@@ -167,4 +167,9 @@ export class EntryView {
     if (buttons.length > 0) card.append(el('div', { class: 'buttons' }, ...buttons));
     return card;
   }
+}
+
+/** What was read is said above the answer, in more detail than its first line does. */
+function withoutFilesLine(answer: string): string {
+  return answer.replace(/^read \d+ of \d+ files\s*/, '');
 }

@@ -42,35 +42,41 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
     headline(stats),
     section('Time to first token', ...timeToFirstToken(stats)),
     section('Attention density by layer and head', ...density(stats)),
-    section(
-      'Tokens and speed',
-      facts([
-        ['Prompt', `${formatCount(stats.promptTokens)} tokens`],
-        ['Reused from the cache', `${formatCount(stats.reusedTokens)} tokens`],
-        ['Computed', `${formatCount(stats.computedTokens)} tokens`],
-        ['Prefill', formatSpeed(stats.prefillTokensPerSecond)],
-        ['Decode', formatSpeed(stats.decodeTokensPerSecond)],
-      ]),
-    ),
-    section(
-      'Memory',
-      facts([
-        ['Weights', formatBytes(stats.memory.weightBytes)],
-        ['KV cache', formatBytes(stats.memory.kvBytes)],
-        ['Scratch', formatBytes(stats.memory.scratchBytes)],
-        [
-          'Together',
-          formatBytes(stats.memory.weightBytes + stats.memory.kvBytes + stats.memory.scratchBytes),
-        ],
-      ]),
-    ),
-    section(
-      'Model and parameters',
-      facts([
-        ['Model', stats.model],
-        ['Device', stats.device],
-        ...Object.entries(stats.params).map(([name, value]): Fact => [name, String(value)]),
-      ]),
+    el(
+      'div',
+      { class: 'columns' },
+      section(
+        'Tokens and speed',
+        facts([
+          ['Prompt', `${formatCount(stats.promptTokens)} tokens`],
+          ['Reused from the cache', `${formatCount(stats.reusedTokens)} tokens`],
+          ['Computed', `${formatCount(stats.computedTokens)} tokens`],
+          ['Prefill', formatSpeed(stats.prefillTokensPerSecond)],
+          ['Decode', formatSpeed(stats.decodeTokensPerSecond)],
+        ]),
+      ),
+      section(
+        'Memory',
+        facts([
+          ['Weights', formatBytes(stats.memory.weightBytes)],
+          ['KV cache', formatBytes(stats.memory.kvBytes)],
+          ['Scratch', formatBytes(stats.memory.scratchBytes)],
+          [
+            'Together',
+            formatBytes(
+              stats.memory.weightBytes + stats.memory.kvBytes + stats.memory.scratchBytes,
+            ),
+          ],
+        ]),
+      ),
+      section(
+        'Model and parameters',
+        facts([
+          ['Model', stats.model],
+          ['Device', stats.device],
+          ...Object.entries(stats.params).map(([name, value]): Fact => [name, String(value)]),
+        ]),
+      ),
     ),
   ];
 }
@@ -108,7 +114,7 @@ function headline(stats: Stats): HTMLElement {
     tile(
       'Coverage, 5th percentile',
       coverageP5 === null ? 'not measured' : formatCoverage(coverageP5),
-      coverageP5 === null ? 'nothing was sparse' : '95% of the audited rows keep at least this',
+      coverageP5 === null ? 'nothing was sparse' : '95% of the audited samples keep at least this',
     ),
   );
 }

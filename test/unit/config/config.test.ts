@@ -1,0 +1,80 @@
+import assert from 'node:assert/strict';
+import os from 'node:os';
+import path from 'node:path';
+import { integerSettings, readModelSettings, readSettings } from '../../../extension/config';
+import { EngineError } from '../../../extension/engine/errors';
+import { defaultParams } from '../../../extension/engine/params';
+
+const read = (values: Record<string, unknown>) => (key: string) => values[key];
+
+function refusal(values: Record<string, unknown>): EngineError {
+  try {
+    readSettings(read(values));
+  } catch (error) {
+    assert.ok(error instanceof EngineError);
+    assert.equal(error.code, 'invalidParams');
+    assert.notEqual(error.action, '');
+    return error;
+  }
+  assert.fail(`accepted ${JSON.stringify(values)}`);
+}
+
+describe('config', () => {
+  it('has a default for everything', () => {
+    assert.deepEqual(readSettings(read({})), {
+      modelPath: '',
+      modelsFolder: '',
+      threads: 0,
+      contextTokens: 0,
+      answerTokens: 512,
+      params: defaultParams,
+    });
+  });
+
+  it('takes values in their ranges', () => {
+    const settings = readSettings(
+      read({
+        model: ' /models/a.gguf ',
+        modelsFolder: '~/models',
+        threads: 8,
+        contextTokens: 32768,
+        answerTokens: 1,
+        'sparsity.policy': 'dense',
+        'sparsity.epsilon': 0.3,
+        'sparsity.segmentRows': 0,
+      }),
+    );
+    assert.equal(settings.modelPath, '/models/a.gguf');
+    assert.equal(settings.modelsFolder, path.join(os.homedir(), 'models'));
+    assert.equal(settings.threads, 8);
+    assert.equal(settings.params.policy, 'dense');
+    assert.equal(settings.params.epsilon, 0.3);
+    assert.equal(settings.params.segmentRows, 0);
+  });
+
+  it('names a wrong setting, its value and the range', () => {
+    assert.match(refusal({ threads: -1 }).message, /longsight\.threads = -1 .* 0 to 1024/);
+    assert.match(refusal({ answerTokens: 0 }).message, /longsight\.answerTokens = 0/);
+    assert.match(refusal({ contextTokens: '8k' }).message, /longsight\.contextTokens = "8k"/);
+    assert.match(refusal({ 'sparsity.epsilon': 1 }).message, /longsight\.sparsity\.epsilon = 1 /);
+    assert.match(refusal({ 'sparsity.segmentRows': 300 }).message, /segmentRows = 300/);
+    assert.match(refusal({ model: 'models/a.gguf' }).message, /not an absolute path/);
+    assert.match(refusal({ modelsFolder: 3 }).message, /longsight\.modelsFolder = 3/);
+    assert.match(refusal({ 'sparsity.policy': 'mass' }).message, /mass/);
+  });
+
+  it('lets a model be chosen while the setting is unusable', () => {
+    assert.deepEqual(readModelSettings(read({ model: 'relative.gguf', threads: 'x' })), {
+      modelPath: '',
+      modelsFolder: '',
+    });
+  });
+
+  it('agrees with its ranges', () => {
+    for (const [key, range] of Object.entries(integerSettings)) {
+      for (const value of [range.min, range.max]) readSettings(read({ [key]: value }));
+      refusal({ [key]: range.min - 1 });
+      refusal({ [key]: range.max + 1 });
+    }
+  });
+});
