@@ -1,0 +1,213 @@
+// Expansion of weights to f32, as plain loops that the compiler vectorizes for each instruction
+// set.
+//
+// Included once by each instruction set's source file. Everything is in an unnamed namespace and
+// nothing of the standard library is called: a function shared between sources that are compiled
+// for different instruction sets could run where its instructions do not exist.
+//
+// Block layouts: ggml-common.h of ggml. The operations and their order are those of ggml's
+// dequantize_row_*, and the sources are compiled without contraction, so that the bits are equal.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "ggml.h"
+#include "kernels/cpu/linear/kernels.h"
+
+namespace longsight {
+namespace {
+
+inline uint16_t loadHalfBits(const uint8_t* source) {
+  uint16_t bits;
+  std::memcpy(&bits, source, sizeof(bits));
+  return bits;
+}
+
+inline float halfToFloat(uint16_t bits) {
+#if defined(__F16C__)
+  return _cvtsh_ss(bits);
+#else
+  // Normal numbers move their exponent from bias 15 to 127 by a product with 2^112, which also
+  // makes normal numbers of subnormal ones.
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t rest = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+  uint32_t raw = rest;
+  float value;
+  std::memcpy(&value, &raw, sizeof(value));
+  value *= 0x1p112f;
+  std::memcpy(&raw, &value, sizeof(raw));
+  if (rest >= 0x0f800000u) raw = rest | 0x7f800000u;  // infinity, NaN
+  raw |= sign;
+  std::memcpy(&value, &raw, sizeof(value));
+  return value;
+#endif
+}
+
+inline float loadHalf(const uint8_t* source) { return halfToFloat(loadHalfBits(source)); }
+
+void expandF32(const void* source, float* target, int64_t count) {
+  std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
+}
+
+void expandF16(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* bytes = static_cast<const uint8_t*>(source);
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 2 * i));
+    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(half));
+  }
+#endif
+  for (; i < count; ++i) target[i] = loadHalf(bytes + 2 * i);
+}
+
+void expandBf16(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* __restrict bytes = static_cast<const uint8_t*>(source);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t raw = static_cast<uint32_t>(loadHalfBits(bytes + 2 * i)) << 16;
+    std::memcpy(target + i, &raw, sizeof(raw));
+  }
+}
+
+// Block of 32: half d, 16 bytes; low nibbles first.
+void expandQ4_0(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  for (int64_t i = 0; i < count; i += 32, block += 18, target += 32) {
+    const float d = loadHalf(block);
+    for (int j = 0; j < 16; ++j) target[j] = static_cast<float>((block[2 + j] & 15) - 8) * d;
+    for (int j = 0; j < 16; ++j) target[16 + j] = static_cast<float>((block[2 + j] >> 4) - 8) * d;
+  }
+}
+
+// Block of 32: half d, half m, 16 bytes; low nibbles first.
+void expandQ4_1(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  for (int64_t i = 0; i < count; i += 32, block += 20, target += 32) {
+    const float d = loadHalf(block);
+    const float m = loadHalf(block + 2);
+    for (int j = 0; j < 16; ++j) target[j] = static_cast<float>(block[4 + j] & 15) * d + m;
+    for (int j = 0; j < 16; ++j) target[16 + j] = static_cast<float>(block[4 + j] >> 4) * d + m;
+  }
+}
+
+// Block of 32: half d, 32 signed bytes.
+void expandQ8_0(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  for (int64_t i = 0; i < count; i += 32, block += 34, target += 32) {
+    const float d = loadHalf(block);
+    for (int j = 0; j < 32; ++j) {
+      target[j] = static_cast<float>(static_cast<int8_t>(block[2 + j])) * d;
+    }
+  }
+}
+
+// Block of 256: half d, half dmin, 12 bytes with eight 6-bit scales and minima, 128 bytes; each 32
+// bytes hold 32 low nibbles, then 32 high ones.
+void expandQ4_K(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  for (int64_t i = 0; i < count; i += 256, block += 144, target += 256) {
+    const float d = loadHalf(block);
+    const float dmin = loadHalf(block + 2);
+    const uint8_t* packed = block + 4;
+    float scale[8];
+    float minimum[8];
+    for (int j = 0; j < 4; ++j) {
+      scale[j] = d * static_cast<float>(packed[j] & 63);
+      minimum[j] = dmin * static_cast<float>(packed[j + 4] & 63);
+      scale[j + 4] = d * static_cast<float>((packed[j + 8] & 15) | ((packed[j] >> 6) << 4));
+      minimum[j + 4] =
+          dmin * static_cast<float>((packed[j + 8] >> 4) | ((packed[j + 4] >> 6) << 4));
+    }
+    for (int part = 0; part < 4; ++part) {
+      const uint8_t* __restrict q = block + 16 + 32 * part;
+      float* __restrict low = target + 64 * part;
+      const float d1 = scale[2 * part], m1 = minimum[2 * part];
+      const float d2 = scale[2 * part + 1], m2 = minimum[2 * part + 1];
+      for (int j = 0; j < 32; ++j) low[j] = d1 * static_cast<float>(q[j] & 15) - m1;
+      for (int j = 0; j < 32; ++j) low[32 + j] = d2 * static_cast<float>(q[j] >> 4) - m2;
+    }
+  }
+}
+
+// Block of 256: 128 bytes of low nibbles, 64 bytes of upper bit pairs, 16 signed scales, half d.
+// Each half of 128 weights has 64 + 32 bytes and 8 scales; its quarter s takes the nibbles of
+// bytes 32 * (s & 1), low for s < 2, the bit pair s, and scales 2 s and 2 s + 1.
+void expandQ6_K(const void* source, float* __restrict target, int64_t count) {
+  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  for (int64_t i = 0; i < count; i += 256, block += 210) {
+    const float d = loadHalf(block + 208);
+    for (int half = 0; half < 2; ++half) {
+      const uint8_t* __restrict low = block + 64 * half;
+      const uint8_t* __restrict high = block + 128 + 32 * half;
+      const uint8_t* scales = block + 192 + 8 * half;
+      for (int s = 0; s < 4; ++s) {
+        for (int part = 0; part < 2; ++part, target += 16) {
+          const float scale = d * static_cast<float>(static_cast<int8_t>(scales[2 * s + part]));
+          const uint8_t* __restrict l = low + 32 * (s & 1) + 16 * part;
+          const uint8_t* __restrict h = high + 16 * part;
+          const int lowShift = s < 2 ? 0 : 4;
+          for (int j = 0; j < 16; ++j) {
+            const int q = ((l[j] >> lowShift) & 15) | (((h[j] >> (2 * s)) & 3) << 4);
+            target[j] = scale * static_cast<float>(q - 32);
+          }
+        }
+      }
+    }
+  }
+}
+
+ExpandRow expanderOf(int32_t ggmlType) {
+  switch (ggmlType) {
+    case GGML_TYPE_F32:
+      return expandF32;
+    case GGML_TYPE_F16:
+      return expandF16;
+    case GGML_TYPE_BF16:
+      return expandBf16;
+    case GGML_TYPE_Q4_0:
+      return expandQ4_0;
+    case GGML_TYPE_Q4_1:
+      return expandQ4_1;
+    case GGML_TYPE_Q8_0:
+      return expandQ8_0;
+    case GGML_TYPE_Q4_K:
+      return expandQ4_K;
+    case GGML_TYPE_Q6_K:
+      return expandQ6_K;
+    default:
+      return nullptr;
+  }
+}
+
+// Expands the source 16 rows by at most 256 columns at a time and hands each such group, filled up
+// with zeros, to storeGroup(group, columns, firstRow, firstColumn), which puts it into the panel.
+template <class StoreGroup>
+void expandGroups(const PanelSource& source, float* group, const StoreGroup& storeGroup) {
+  for (int32_t firstRow = 0; firstRow < kPanelRows; firstRow += kGroupRows) {
+    for (int64_t column = 0; column < source.columns; column += kGroupColumns) {
+      const int64_t left = source.columns - column;
+      const int64_t count = left < kGroupColumns ? left : kGroupColumns;
+      const int64_t padded = (count + kColumnMultiple - 1) / kColumnMultiple * kColumnMultiple;
+      const int64_t columnBytes = column / source.blockColumns * source.blockBytes;
+      for (int32_t r = 0; r < kGroupRows; ++r) {
+        float* target = group + r * kGroupStride;
+        int64_t filled = 0;
+        if (firstRow + r < source.rows) {
+          source.expand(source.data + (firstRow + r) * source.rowBytes + columnBytes, target,
+                        count);
+          filled = count;
+        }
+        for (int64_t j = filled; j < padded; ++j) target[j] = 0.0f;
+      }
+      storeGroup(group, padded, firstRow, column);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longsight
