@@ -102,8 +102,10 @@ export interface ScoreOutcome {
   top1Agreement?: number;
 }
 
-/** One KV cache. One operation at a time. */
+/** One KV cache. One operation at a time: a second one throws `internal` while one runs. */
 export interface NativeSession {
+  /** Rows of the KV cache. */
+  readonly contextTokens: number;
   /** What `generate` would reuse, compute and take, from measured speeds of this session. */
   plan(prompt: Prompt): Promise<PrefillPlan>;
   /** Prefill, then decode up to `maxTokens` (0 = prefill only). `ignoreEnd` goes on past EOS. */
@@ -112,7 +114,11 @@ export interface NativeSession {
     options: { maxTokens: number; sampling: Sampling; ignoreEnd: boolean },
     onEvent: (event: SessionEvent) => void,
   ): Promise<GenerateResult>;
-  /** Mean negative log-likelihood over the last `tail` tokens; KL and top-1 against dense on demand. */
+  /**
+   * Mean negative log-likelihood in nats over the predictions inside the tail: token i from row i - 1
+   * for tokens - tail < i < tokens, so tail - 1 of them, all made by rows of the tail. KL(dense || this)
+   * and top-1 agreement over the same rows on demand. 2 <= tail <= tokens.
+   */
   score(
     prompt: Prompt,
     options: { tail: number; againstDense: boolean },

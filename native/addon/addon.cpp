@@ -1,0 +1,69 @@
+// Entry of longsight.node: the functions of `Addon` in extension/engine/addon.ts.
+#include <napi.h>
+
+#include "addon/convert.h"
+#include "addon/instance.h"
+#include "addon/job.h"
+#include "addon/native_model.h"
+#include "addon/native_session.h"
+#include "cpu/ggml_runtime.h"
+#include "error.h"
+#include "kernels/cpu/instruction_set.h"
+#include "session/machine.h"
+
+namespace longsight {
+namespace {
+
+Napi::Value machine(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    Napi::Object object = Napi::Object::New(env);
+    const std::vector<std::string> features = cpuFeatures();
+    Napi::Array list = Napi::Array::New(env, features.size());
+    for (uint32_t i = 0; i < features.size(); ++i) list.Set(i, features[i]);
+    object.Set("cpuFeatures", list);
+    Napi::Object kernels = Napi::Object::New(env);
+    kernels.Set("attention", instructionSetName(chooseInstructionSet()));
+    kernels.Set("linear", "ggml " + cpuVariant());
+    object.Set("kernels", kernels);
+    object.Set("totalMemoryBytes", static_cast<double>(totalMemoryBytes()));
+    object.Set("availableMemoryBytes", static_cast<double>(availableMemoryBytes()));
+    object.Set("physicalCores", physicalCores());
+    return object;
+  });
+}
+
+Napi::Value openModel(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsString())
+      throw Error(ErrorCode::invalidParams, "path is not a string.",
+                  "Pass the path of a GGUF file.");
+    return startJob(
+        env, Napi::Function(), [] {},
+        [path = info[0].As<Napi::String>().Utf8Value()](const EmitEvent&) -> MakeValue {
+          auto model = std::make_shared<Model>(path);
+          return [model](Napi::Env callEnv) -> Napi::Value {
+            return NativeModel::create(callEnv, model);
+          };
+        });
+  });
+}
+
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  auto* instance = new Instance();
+  instance->modelClass = Napi::Persistent(NativeModel::define(env));
+  instance->sessionClass = Napi::Persistent(NativeSession::define(env));
+  env.SetInstanceData(instance);
+  exports.Set("machine", Napi::Function::New<machine>(env, "machine"));
+  exports.Set("openModel", Napi::Function::New<openModel>(env, "openModel"));
+  return exports;
+}
+
+}  // namespace
+}  // namespace longsight
+
+static Napi::Object initializeAddon(Napi::Env env, Napi::Object exports) {
+  return longsight::initialize(env, exports);
+}
+NODE_API_MODULE(longsight, initializeAddon)

@@ -1,0 +1,253 @@
+#include "addon/convert.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "error.h"
+
+namespace longsight {
+namespace {
+
+Error wrongType(const char* name, const char* expected) {
+  return Error(ErrorCode::invalidParams, std::string(name) + " is not " + expected + ".",
+               "Correct the value and try again.");
+}
+
+Napi::Value number(Napi::Env env, double value) { return Napi::Number::New(env, value); }
+
+Napi::Value number(Napi::Env env, const std::optional<double>& value) {
+  return value ? number(env, *value) : env.Null();
+}
+
+Napi::Value number(Napi::Env env, uint64_t value) {
+  return number(env, static_cast<double>(value));
+}
+Napi::Value number(Napi::Env env, int64_t value) { return number(env, static_cast<double>(value)); }
+
+const char* stopReasonName(StopReason reason) {
+  switch (reason) {
+    case StopReason::end:
+      return "end";
+    case StopReason::stop:
+      return "stop";
+    case StopReason::length:
+      break;
+  }
+  return "length";
+}
+
+int32_t int32Field(const Napi::Object& object, const char* name) {
+  const int64_t value = integerField(object, name);
+  if (value < INT32_MIN || value > INT32_MAX) throw wrongType(name, "a 32-bit whole number");
+  return static_cast<int32_t>(value);
+}
+
+template <typename Value>
+Value choiceField(const Napi::Object& object, const char* name,
+                  std::initializer_list<std::pair<const char*, Value>> choices) {
+  const std::string text = stringField(object, name);
+  std::string list;
+  for (const auto& [label, value] : choices) {
+    if (text == label) return value;
+    list += (list.empty() ? "" : ", ") + std::string(label);
+  }
+  throw Error(ErrorCode::invalidParams,
+              std::string(name) + " is \"" + text + "\", expected one of " + list + ".",
+              "Correct the value and try again.");
+}
+
+}  // namespace
+
+Napi::Object objectArgument(const Napi::CallbackInfo& info, size_t index, const char* name) {
+  if (!info[index].IsObject()) throw wrongType(name, "an object");
+  return info[index].As<Napi::Object>();
+}
+
+Napi::Function functionArgument(const Napi::CallbackInfo& info, size_t index, const char* name) {
+  if (!info[index].IsFunction()) throw wrongType(name, "a function");
+  return info[index].As<Napi::Function>();
+}
+
+double numberField(const Napi::Object& object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsNumber()) throw wrongType(name, "a number");
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+int64_t integerField(const Napi::Object& object, const char* name) {
+  const double value = numberField(object, name);
+  if (!(std::abs(value) <= 0x1p53) || value != std::floor(value))
+    throw wrongType(name, "a whole number");
+  return static_cast<int64_t>(value);
+}
+
+bool booleanField(const Napi::Object& object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsBoolean()) throw wrongType(name, "true or false");
+  return value.As<Napi::Boolean>().Value();
+}
+
+std::string stringField(const Napi::Object& object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsString()) throw wrongType(name, "a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+std::string bytesOf(const Napi::Value& value, const char* name) {
+  if (value.IsString()) return value.As<Napi::String>().Utf8Value();
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    throw wrongType(name, "a string or a Uint8Array");
+  const auto array = value.As<Napi::Uint8Array>();
+  return std::string(reinterpret_cast<const char*>(array.Data()), array.ByteLength());
+}
+
+std::vector<int32_t> tokensOf(const Napi::Value& value, const char* name) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array)
+    throw wrongType(name, "an Int32Array");
+  const auto array = value.As<Napi::Int32Array>();
+  return std::vector<int32_t>(array.Data(), array.Data() + array.ElementLength());
+}
+
+SampleAttentionParams paramsOf(const Napi::Object& object) {
+  SampleAttentionParams params;
+  params.policy = choiceField<Policy>(
+      object, "policy", {{"dense", Policy::dense}, {"peak", Policy::peak}, {"mass", Policy::mass}});
+  params.alpha = numberField(object, "alpha");
+  params.epsilon = numberField(object, "epsilon");
+  params.scoreDims = choiceField<ScoreDims>(
+      object, "scoreDims", {{"slowHalf", ScoreDims::slowHalf}, {"all", ScoreDims::all}});
+  params.sampleStride = int32Field(object, "sampleStride");
+  params.segmentRows = int32Field(object, "segmentRows");
+  params.windowTokens = int32Field(object, "windowTokens");
+  params.windowFraction = numberField(object, "windowFraction");
+  params.sinkTokens = int32Field(object, "sinkTokens");
+  params.denseBelowTokens = int32Field(object, "denseBelowTokens");
+  params.maxListShare = numberField(object, "maxListShare");
+  params.auditRows = int32Field(object, "auditRows");
+  return params;
+}
+
+Prompt promptOf(const Napi::Object& object) {
+  Prompt prompt;
+  prompt.tokens = tokensOf(object.Get("tokens"), "tokens");
+  const Napi::Value borders = object.Get("borders");
+  if (!borders.IsArray()) throw wrongType("borders", "an array of numbers");
+  const auto array = borders.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::Value border = array.Get(i);
+    if (!border.IsNumber()) throw wrongType("borders", "an array of numbers");
+    prompt.borders.push_back(border.As<Napi::Number>().Int64Value());
+  }
+  prompt.denseFrom = integerField(object, "denseFrom");
+  const Napi::Value params = object.Get("params");
+  if (!params.IsObject()) throw wrongType("params", "an object");
+  prompt.params = paramsOf(params.As<Napi::Object>());
+  return prompt;
+}
+
+GenerateOptions generateOptionsOf(const Napi::Object& object) {
+  GenerateOptions options;
+  options.maxTokens = integerField(object, "maxTokens");
+  options.ignoreEnd = booleanField(object, "ignoreEnd");
+  const Napi::Value value = object.Get("sampling");
+  if (!value.IsObject()) throw wrongType("sampling", "an object");
+  const auto sampling = value.As<Napi::Object>();
+  options.sampling.temperature = numberField(sampling, "temperature");
+  options.sampling.topP = numberField(sampling, "topP");
+  options.sampling.seed = static_cast<uint64_t>(integerField(sampling, "seed"));
+  const Napi::Value stop = sampling.Get("stop");
+  if (!stop.IsArray()) throw wrongType("stop", "an array of strings");
+  const auto stops = stop.As<Napi::Array>();
+  for (uint32_t i = 0; i < stops.Length(); ++i) {
+    const Napi::Value text = stops.Get(i);
+    if (!text.IsString()) throw wrongType("stop", "an array of strings");
+    options.sampling.stop.push_back(text.As<Napi::String>().Utf8Value());
+  }
+  return options;
+}
+
+Napi::Value toJs(Napi::Env env, const AttentionStats& stats) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("density", number(env, stats.density));
+  object.Set("sparseDensity", number(env, stats.sparseDensity));
+  object.Set("coverageMean", number(env, stats.coverageMean));
+  object.Set("coverageP5", number(env, stats.coverageP5));
+  Napi::Array layers = Napi::Array::New(env, stats.layers.size());
+  for (uint32_t i = 0; i < stats.layers.size(); ++i) {
+    const LayerDensity& layer = stats.layers[i];
+    Napi::Array heads = Napi::Array::New(env, layer.heads.size());
+    for (uint32_t j = 0; j < layer.heads.size(); ++j) heads.Set(j, number(env, layer.heads[j]));
+    Napi::Object made = Napi::Object::New(env);
+    made.Set("density", number(env, layer.density));
+    made.Set("heads", heads);
+    layers.Set(i, made);
+  }
+  object.Set("layers", layers);
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const MemoryUse& memory) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("weightBytes", number(env, memory.weightBytes));
+  object.Set("kvBytes", number(env, memory.kvBytes));
+  object.Set("scratchBytes", number(env, memory.scratchBytes));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const MemoryEstimate& estimate) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("weightBytes", number(env, estimate.weightBytes));
+  object.Set("kvBytes", number(env, estimate.kvBytes));
+  object.Set("scratchBytes", number(env, estimate.scratchBytes));
+  object.Set("contextTokens", number(env, estimate.contextTokens));
+  object.Set("availableBytes", number(env, estimate.availableBytes));
+  object.Set("fits", Napi::Boolean::New(env, estimate.fits));
+  object.Set("largestContextTokens", number(env, estimate.largestContextTokens));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const PrefillPlan& plan) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("promptTokens", number(env, plan.promptTokens));
+  object.Set("reusedTokens", number(env, plan.reusedTokens));
+  object.Set("computedTokens", number(env, plan.computedTokens));
+  object.Set("predictedPrefillMs", number(env, plan.predictedPrefillMs));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const PrefillProgress& progress) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("type", "prefill");
+  object.Set("done", number(env, progress.done));
+  object.Set("total", number(env, progress.total));
+  object.Set("tokensPerSecond", number(env, progress.tokensPerSecond));
+  object.Set("etaMs", number(env, progress.etaMs));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const GenerateResult& result) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("promptTokens", number(env, result.prefill.promptTokens));
+  object.Set("reusedTokens", number(env, result.prefill.reusedTokens));
+  object.Set("computedTokens", number(env, result.prefill.computedTokens));
+  object.Set("generatedTokens", number(env, result.generatedTokens));
+  object.Set("prefillMs", number(env, result.prefillMs));
+  object.Set("decodeMs", number(env, result.decodeMs));
+  object.Set("prefillTokensPerSecond", number(env, result.prefillTokensPerSecond));
+  object.Set("decodeTokensPerSecond", number(env, result.decodeTokensPerSecond));
+  object.Set("stopReason", stopReasonName(result.stopReason));
+  object.Set("attention", toJs(env, result.attention));
+  object.Set("memory", toJs(env, result.memory));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const ScoreOutcome& outcome) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("nll", number(env, outcome.nll));
+  object.Set("attention", toJs(env, outcome.attention));
+  if (outcome.kl) object.Set("kl", number(env, *outcome.kl));
+  if (outcome.top1Agreement) object.Set("top1Agreement", number(env, *outcome.top1Agreement));
+  return object;
+}
+
+}  // namespace longsight

@@ -1,0 +1,180 @@
+#include "cpu/weights.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "cpu/ggml_runtime.h"
+#include "error.h"
+#include "ggml-alloc.h"
+
+namespace longsight {
+namespace {
+
+// Small enough to notice a cancel within 250 ms on a slow disk.
+constexpr uint64_t kReadBytes = uint64_t{4} << 20;
+
+class File {
+ public:
+  explicit File(const std::string& path)
+      : path_(path), descriptor_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (descriptor_ < 0)
+      throw Error(ErrorCode::unreadableFile,
+                  "The model file \"" + path + "\" cannot be read: " + std::strerror(errno) + ".",
+                  "Check the permissions of the file.");
+  }
+  ~File() { close(descriptor_); }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  void read(char* target, uint64_t bytes, uint64_t offset) const {
+    while (bytes > 0) {
+      const ssize_t got = pread(descriptor_, target, bytes, static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0)
+        throw Error(ErrorCode::unreadableFile,
+                    "Reading \"" + path_ + "\" failed: " + std::strerror(errno) + ".",
+                    "Check the disk and try again.");
+      if (got == 0)
+        throw Error(ErrorCode::truncatedGguf,
+                    "\"" + path_ + "\" became shorter while it was read: nothing at byte " +
+                        std::to_string(offset) + ".",
+                    "Wait until the download has ended, then try again.");
+      target += got;
+      offset += static_cast<uint64_t>(got);
+      bytes -= static_cast<uint64_t>(got);
+    }
+  }
+
+ private:
+  std::string path_;
+  int descriptor_;
+};
+
+// Whether the CPU variant has a faster layout for this matrix. The token embedding is also read row
+// by row, which the repacked layouts do not offer.
+bool isRepackable(const TensorSource& source, ggml_backend_buffer_type_t repack) {
+  if (!repack || source.dimensions != 2 || source.name == "token_embd.weight") return false;
+  ggml_init_params params = {ggml_tensor_overhead() * 4, nullptr, /*no_alloc=*/true};
+  ggml_context* context = ggml_init(params);
+  ggml_tensor* matrix = ggml_new_tensor_2d(context, source.type, source.shape[0], source.shape[1]);
+  ggml_tensor* rows = ggml_new_tensor_2d(context, GGML_TYPE_F32, source.shape[0], 16);
+  ggml_tensor* product = ggml_mul_mat(context, matrix, rows);
+  // Only a tensor inside a repack buffer tells whether the backend takes it.
+  matrix->buffer = ggml_backend_buft_alloc_buffer(repack, 0);
+  const bool yes = matrix->buffer && ggml_backend_dev_supports_op(cpuDevice(), product);
+  ggml_backend_buffer_free(matrix->buffer);
+  ggml_free(context);
+  return yes;
+}
+
+}  // namespace
+
+Weights::~Weights() {
+  for (ggml_backend_buffer_t buffer : buffers_) ggml_backend_buffer_free(buffer);
+  for (ggml_context* context : contexts_) ggml_free(context);
+}
+
+std::shared_ptr<const Weights> Weights::load(
+    const ModelSpec& spec, const CancelFlag& cancel,
+    const std::function<void(uint64_t, uint64_t)>& onProgress) {
+  cpuDevice();
+  const std::shared_ptr<Weights> weights(new Weights(spec));
+  ggml_backend_buffer_type_t repack = repackBufferType();
+
+  for (const bool wantRepacked : {false, true}) {
+    ggml_init_params params = {ggml_tensor_overhead() * (spec.tensors.size() + 1), nullptr, true};
+    ggml_context* context = ggml_init(params);
+    weights->contexts_.push_back(context);
+    bool any = false;
+    for (const TensorSource& source : spec.tensors) {
+      if (isRepackable(source, repack) != wantRepacked) continue;
+      ggml_tensor* tensor =
+          source.dimensions == 2
+              ? ggml_new_tensor_2d(context, source.type, source.shape[0], source.shape[1])
+              : ggml_new_tensor_1d(context, source.type, source.shape[0]);
+      ggml_set_name(tensor, source.name.c_str());
+      any = true;
+    }
+    if (!any) continue;
+    ggml_backend_buffer_type_t type = wantRepacked ? repack : ggml_backend_cpu_buffer_type();
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(context, type);
+    if (!buffer)
+      throw Error(ErrorCode::notEnoughMemory,
+                  "The weights need " + std::to_string(spec.weightBytes) +
+                      " bytes, which the system did not give.",
+                  "Choose a smaller model or quantization, or close other programs.");
+    ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    weights->buffers_.push_back(buffer);
+    weights->bytes_ += ggml_backend_buffer_get_size(buffer);
+  }
+  weights->bindNames();
+
+  const File file(spec.path);
+  std::map<std::string, ggml_tensor*> byName;
+  for (ggml_tensor* tensor : weights->tensors_) byName[ggml_get_name(tensor)] = tensor;
+  std::vector<char> staging;
+  uint64_t doneBytes = 0;
+  for (const TensorSource& source : spec.tensors) {
+    ggml_tensor* tensor = byName.at(source.name);
+    const bool direct = ggml_backend_buffer_is_host(tensor->buffer);
+    if (!direct) staging.resize(source.bytes);
+    char* target = direct ? static_cast<char*>(tensor->data) : staging.data();
+    for (uint64_t at = 0; at < source.bytes; at += kReadBytes) {
+      if (cancel.isSet()) throw cancelledError();
+      const uint64_t bytes = std::min(kReadBytes, source.bytes - at);
+      file.read(target + at, bytes, source.fileOffset + at);
+      doneBytes += bytes;
+      if (onProgress) onProgress(doneBytes, spec.weightBytes);
+    }
+    if (!direct) ggml_backend_tensor_set(tensor, staging.data(), 0, source.bytes);
+  }
+  return weights;
+}
+
+void Weights::bindNames() {
+  std::map<std::string, ggml_tensor*> byName;
+  for (ggml_context* context : contexts_)
+    for (ggml_tensor* tensor = ggml_get_first_tensor(context); tensor;
+         tensor = ggml_get_next_tensor(context, tensor)) {
+      byName[ggml_get_name(tensor)] = tensor;
+      tensors_.push_back(tensor);
+    }
+  auto find = [&](const std::string& name) {
+    const auto found = byName.find(name);
+    return found == byName.end() ? nullptr : found->second;
+  };
+  tokenEmbedding_ = find("token_embd.weight");
+  outputNorm_ = find("output_norm.weight");
+  output_ = find("output.weight");
+  if (!output_) output_ = tokenEmbedding_;
+  ropeFactors_ = find("rope_freqs.weight");
+  for (int32_t index = 0; index < spec_.layers; ++index) {
+    const std::string prefix = "blk." + std::to_string(index) + ".";
+    LayerWeights layer;
+    layer.attentionNorm = find(prefix + "attn_norm.weight");
+    layer.query = find(prefix + "attn_q.weight");
+    layer.key = find(prefix + "attn_k.weight");
+    layer.value = find(prefix + "attn_v.weight");
+    layer.attentionOutput = find(prefix + "attn_output.weight");
+    layer.feedForwardNorm = find(prefix + "ffn_norm.weight");
+    layer.gate = find(prefix + "ffn_gate.weight");
+    layer.up = find(prefix + "ffn_up.weight");
+    layer.down = find(prefix + "ffn_down.weight");
+    layer.queryBias = find(prefix + "attn_q.bias");
+    layer.keyBias = find(prefix + "attn_k.bias");
+    layer.valueBias = find(prefix + "attn_v.bias");
+    layer.attentionOutputBias = find(prefix + "attn_output.bias");
+    layer.gateBias = find(prefix + "ffn_gate.bias");
+    layer.upBias = find(prefix + "ffn_up.bias");
+    layer.downBias = find(prefix + "ffn_down.bias");
+    layers_.push_back(layer);
+  }
+}
+
+}  // namespace longsight

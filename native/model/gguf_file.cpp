@@ -1,0 +1,485 @@
+#include "model/gguf_file.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+
+#include "cpu/ggml_runtime.h"
+#include "error.h"
+#include "gguf.h"
+#include "llama.h"
+
+namespace longsight {
+namespace {
+
+// Bounds on what a file may declare: far above every real model, low enough that products of them
+// stay below 2^63 and that a broken header cannot ask for absurd allocations.
+constexpr int64_t kMaxLayers = 512;
+constexpr int64_t kMaxHeads = 1024;
+constexpr int64_t kMaxWidth = int64_t{1} << 20;
+constexpr int64_t kMaxVocabulary = int64_t{1} << 22;
+constexpr int64_t kMaxContext = int64_t{1} << 30;
+
+// What ggml's CPU backend multiplies with f32 rows and reads rows of.
+constexpr std::array kMatrixTypes = {
+    GGML_TYPE_F32,   GGML_TYPE_F16,     GGML_TYPE_BF16,  GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,
+    GGML_TYPE_Q5_0,  GGML_TYPE_Q5_1,    GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,   GGML_TYPE_Q3_K,
+    GGML_TYPE_Q4_K,  GGML_TYPE_Q5_K,    GGML_TYPE_Q6_K,  GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
+    GGML_TYPE_IQ3_S, GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_XXS,
+    GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,   GGML_TYPE_MXFP4, GGML_TYPE_TQ1_0,  GGML_TYPE_TQ2_0,
+};
+
+std::string matrixTypeList() {
+  std::string list;
+  for (ggml_type type : kMatrixTypes) {
+    if (!list.empty()) list += ", ";
+    list += ggml_type_name(type);
+  }
+  return list;
+}
+
+std::string quoted(const std::string& text) { return "\"" + text.substr(0, 200) + "\""; }
+
+constexpr const char* kOtherFile =
+    "Choose a GGUF of architecture llama (for example SmolLM2, Llama 2/3 or Mistral 7B).";
+constexpr const char* kFetchAgain = "Download the file again: it is damaged or incomplete.";
+
+Error unsupported(const std::string& what) {
+  return Error(ErrorCode::unsupportedArchitecture, what, kOtherFile);
+}
+
+Error damaged(const std::string& path, const std::string& what) {
+  return Error(ErrorCode::truncatedGguf,
+               "The GGUF file " + quoted(path) + " is damaged: " + what + ".", kFetchAgain);
+}
+
+struct GgufCloser {
+  void operator()(gguf_context* context) const { gguf_free(context); }
+};
+
+// Typed look-ups in the metadata. A key of the wrong type is an error, not an assertion.
+class Metadata {
+ public:
+  Metadata(const gguf_context* context, std::string path)
+      : context_(context), path_(std::move(path)) {}
+
+  bool has(const std::string& key) const { return gguf_find_key(context_, key.c_str()) >= 0; }
+
+  std::optional<int64_t> integer(const std::string& key) const {
+    const int64_t id = gguf_find_key(context_, key.c_str());
+    if (id < 0) return std::nullopt;
+    switch (gguf_get_kv_type(context_, id)) {
+      case GGUF_TYPE_UINT8:
+        return gguf_get_val_u8(context_, id);
+      case GGUF_TYPE_INT8:
+        return gguf_get_val_i8(context_, id);
+      case GGUF_TYPE_UINT16:
+        return gguf_get_val_u16(context_, id);
+      case GGUF_TYPE_INT16:
+        return gguf_get_val_i16(context_, id);
+      case GGUF_TYPE_UINT32:
+        return gguf_get_val_u32(context_, id);
+      case GGUF_TYPE_INT32:
+        return gguf_get_val_i32(context_, id);
+      case GGUF_TYPE_INT64:
+        return gguf_get_val_i64(context_, id);
+      case GGUF_TYPE_UINT64: {
+        const uint64_t value = gguf_get_val_u64(context_, id);
+        if (value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
+          return static_cast<int64_t>(value);
+        break;
+      }
+      case GGUF_TYPE_ARRAY:
+        throw unsupported(quoted(path_) + " has a different " + key + " in every layer.");
+      default:
+        break;
+    }
+    throw damaged(path_, key + " is not a whole number");
+  }
+
+  std::optional<double> number(const std::string& key) const {
+    const int64_t id = gguf_find_key(context_, key.c_str());
+    if (id < 0) return std::nullopt;
+    switch (gguf_get_kv_type(context_, id)) {
+      case GGUF_TYPE_FLOAT32:
+        return gguf_get_val_f32(context_, id);
+      case GGUF_TYPE_FLOAT64:
+        return gguf_get_val_f64(context_, id);
+      default:
+        return static_cast<double>(*integer(key));
+    }
+  }
+
+  std::optional<std::string> text(const std::string& key) const {
+    const int64_t id = gguf_find_key(context_, key.c_str());
+    if (id < 0) return std::nullopt;
+    if (gguf_get_kv_type(context_, id) != GGUF_TYPE_STRING)
+      throw damaged(path_, key + " is not a text");
+    return gguf_get_val_str(context_, id);
+  }
+
+  // Length of an array of the given element type; nullopt when the key is missing.
+  std::optional<int64_t> arrayLength(const std::string& key,
+                                     std::initializer_list<gguf_type> types) const {
+    const int64_t id = gguf_find_key(context_, key.c_str());
+    if (id < 0) return std::nullopt;
+    if (gguf_get_kv_type(context_, id) != GGUF_TYPE_ARRAY ||
+        std::find(types.begin(), types.end(), gguf_get_arr_type(context_, id)) == types.end())
+      throw damaged(path_, key + " is not an array of the expected type");
+    return static_cast<int64_t>(gguf_get_arr_n(context_, id));
+  }
+
+  int64_t requiredInteger(const std::string& key, int64_t low, int64_t high) const {
+    const auto value = integer(key);
+    if (!value) throw damaged(path_, key + " is missing");
+    return inRange(key, *value, low, high);
+  }
+
+  int64_t integerOr(const std::string& key, int64_t fallback, int64_t low, int64_t high) const {
+    return inRange(key, integer(key).value_or(fallback), low, high);
+  }
+
+  double positiveOr(const std::string& key, double fallback) const {
+    const double value = number(key).value_or(fallback);
+    if (!std::isfinite(value) || value <= 0)
+      throw damaged(path_, key + " is " + std::to_string(value) + ", expected a positive number");
+    return value;
+  }
+
+  const gguf_context* context() const { return context_; }
+
+ private:
+  int64_t inRange(const std::string& key, int64_t value, int64_t low, int64_t high) const {
+    if (value < low || value > high)
+      throw damaged(path_, key + " is " + std::to_string(value) + ", expected " +
+                               std::to_string(low) + " to " + std::to_string(high));
+    return value;
+  }
+
+  const gguf_context* context_;
+  std::string path_;
+};
+
+// Size of the file, after making sure that it is a readable regular file that starts like a GGUF.
+uint64_t checkFile(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR)
+      throw Error(ErrorCode::modelNotFound, "There is no model file " + quoted(path) + ".",
+                  "Select another model.");
+    throw Error(ErrorCode::unreadableFile,
+                "The model file " + quoted(path) + " cannot be read: " + std::strerror(errno) + ".",
+                "Check the permissions of the file and its folders.");
+  }
+  if (!S_ISREG(status.st_mode))
+    throw Error(ErrorCode::notGguf,
+                quoted(path) + (S_ISDIR(status.st_mode) ? " is a folder, not a GGUF file."
+                                                        : " is not a regular file."),
+                "Select a GGUF file.");
+  std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(path.c_str(), "rb"), &std::fclose);
+  if (!file)
+    throw Error(ErrorCode::unreadableFile,
+                "The model file " + quoted(path) + " cannot be read: " + std::strerror(errno) + ".",
+                "Check the permissions of the file.");
+  char magic[4] = {};
+  const size_t got = std::fread(magic, 1, sizeof(magic), file.get());
+  if (got < sizeof(magic) || std::memcmp(magic, "GGUF", 4) != 0) {
+    const bool beginsLikeGguf = got > 0 && std::memcmp(magic, "GGUF", got) == 0;
+    if (beginsLikeGguf)
+      throw Error(ErrorCode::truncatedGguf,
+                  quoted(path) + " ends after " + std::to_string(got) + " bytes.", kFetchAgain);
+    throw Error(ErrorCode::notGguf,
+                quoted(path) + (got == 0 ? " is empty."
+                                         : " is not a GGUF file: it does not begin with \"GGUF\"."),
+                "Select a GGUF file.");
+  }
+  return static_cast<uint64_t>(status.st_size);
+}
+
+void checkTokenizer(const Metadata& metadata, const std::string& path, int64_t vocabulary) {
+  const auto model = metadata.text("tokenizer.ggml.model");
+  auto unsupportedTokenizer = [&](const std::string& what) {
+    return Error(ErrorCode::unsupportedTokenizer, what,
+                 "Choose a GGUF with a gpt2 (BPE) or llama (SentencePiece) tokenizer.");
+  };
+  if (!model) throw unsupportedTokenizer(quoted(path) + " has no tokenizer.");
+  if (*model != "gpt2" && *model != "llama")
+    throw unsupportedTokenizer(quoted(path) + " has a tokenizer of kind " + quoted(*model) +
+                               "; supported are gpt2 and llama.");
+  const auto tokens = metadata.arrayLength("tokenizer.ggml.tokens", {GGUF_TYPE_STRING});
+  if (!tokens) throw damaged(path, "tokenizer.ggml.tokens is missing");
+  if (*tokens != vocabulary)
+    throw damaged(path, "tokenizer.ggml.tokens has " + std::to_string(*tokens) +
+                            " entries, but token_embd.weight has " + std::to_string(vocabulary) +
+                            " rows");
+  const auto scores = metadata.arrayLength("tokenizer.ggml.scores", {GGUF_TYPE_FLOAT32});
+  if (scores && *scores < vocabulary)
+    throw damaged(path, "tokenizer.ggml.scores has " + std::to_string(*scores) + " entries for " +
+                            std::to_string(vocabulary) + " tokens");
+  const auto types =
+      metadata.arrayLength("tokenizer.ggml.token_type", {GGUF_TYPE_INT32, GGUF_TYPE_UINT32});
+  if (types && *types < vocabulary)
+    throw damaged(path, "tokenizer.ggml.token_type has " + std::to_string(*types) +
+                            " entries for " + std::to_string(vocabulary) + " tokens");
+  metadata.arrayLength("tokenizer.ggml.merges", {GGUF_TYPE_STRING});
+  for (const char* key :
+       {"bos", "eos", "unknown", "separator", "padding", "eot", "eom", "mask", "cls", "fim_pre",
+        "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep"}) {
+    const std::string name = std::string("tokenizer.ggml.") + key + "_token_id";
+    const auto id = metadata.integer(name);
+    if (id && (*id < 0 || *id >= vocabulary) && *id != 0xffffffff && *id != -1)
+      throw damaged(path, name + " is " + std::to_string(*id) + " in a vocabulary of " +
+                              std::to_string(vocabulary));
+  }
+}
+
+// Which tensors a model of this shape has, with their shapes. `required` false: may be missing.
+struct Expected {
+  std::string name;
+  int64_t shape[2];
+  int dimensions;
+  bool required;
+};
+
+std::vector<Expected> expectedTensors(const ModelSpec& spec) {
+  const int64_t width = spec.embedding;
+  const int64_t queryWidth = int64_t{spec.heads} * spec.headDim;
+  const int64_t keyWidth = int64_t{spec.kvHeads} * spec.headDim;
+  std::vector<Expected> all = {
+      {"token_embd.weight", {width, spec.vocabulary}, 2, true},
+      {"output_norm.weight", {width, 1}, 1, true},
+      {"output.weight", {width, spec.vocabulary}, 2, false},
+      {"rope_freqs.weight", {spec.headDim / 2, 1}, 1, false},
+  };
+  for (int32_t layer = 0; layer < spec.layers; ++layer) {
+    const std::string prefix = "blk." + std::to_string(layer) + ".";
+    auto matrix = [&](const char* name, int64_t rowLength, int64_t rows) {
+      all.push_back({prefix + name + ".weight", {rowLength, rows}, 2, true});
+      all.push_back({prefix + name + ".bias", {rows, 1}, 1, false});
+    };
+    all.push_back({prefix + "attn_norm.weight", {width, 1}, 1, true});
+    matrix("attn_q", width, queryWidth);
+    matrix("attn_k", width, keyWidth);
+    matrix("attn_v", width, keyWidth);
+    matrix("attn_output", queryWidth, width);
+    all.push_back({prefix + "ffn_norm.weight", {width, 1}, 1, true});
+    matrix("ffn_gate", width, spec.feedForward);
+    matrix("ffn_up", width, spec.feedForward);
+    matrix("ffn_down", spec.feedForward, width);
+  }
+  return all;
+}
+
+std::string shapeText(const int64_t* shape, int dimensions) {
+  std::string text = "[";
+  for (int i = 0; i < dimensions; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// Dimensions without trailing ones.
+int dimensionsOf(const int64_t* shape) {
+  int dimensions = GGML_MAX_DIMS;
+  while (dimensions > 1 && shape[dimensions - 1] == 1) --dimensions;
+  return dimensions;
+}
+
+void collectTensors(const gguf_context* context, uint64_t fileBytes, ModelSpec& spec) {
+  std::map<std::string, Expected> expected;
+  for (Expected& tensor : expectedTensors(spec)) expected.emplace(tensor.name, tensor);
+
+  const uint64_t dataOffset = gguf_get_data_offset(context);
+  std::set<std::string> seen;
+  uint64_t neededBytes = 0;
+  std::string lastTensor;
+  for (int64_t id = 0; id < gguf_get_n_tensors(context); ++id) {
+    const std::string name = gguf_get_tensor_name(context, id);
+    const int64_t* shape = gguf_get_tensor_ne(context, id);
+    const ggml_type type = gguf_get_tensor_type(context, id);
+    const auto found = expected.find(name);
+    if (found == expected.end()) {
+      // Old conversions of Llama 2 carry RoPE frequencies in each layer; libllama ignores them too.
+      if (name.ends_with(".attn_rot_embd") || name.ends_with(".rotary_emb.inv_freq")) continue;
+      throw unsupported(quoted(spec.path) + " has the tensor " + quoted(name) + " " +
+                        shapeText(shape, dimensionsOf(shape)) +
+                        ", which this engine does not know for architecture llama.");
+    }
+    const Expected& want = found->second;
+    if (dimensionsOf(shape) > want.dimensions || shape[0] != want.shape[0] ||
+        shape[1] != want.shape[1])
+      throw damaged(spec.path, "tensor " + name + " has shape " +
+                                   shapeText(shape, dimensionsOf(shape)) + ", expected " +
+                                   shapeText(want.shape, want.dimensions));
+    const bool isMatrix = want.dimensions == 2;
+    const bool typeOk =
+        isMatrix ? std::find(kMatrixTypes.begin(), kMatrixTypes.end(), type) != kMatrixTypes.end()
+                 : type == GGML_TYPE_F32;
+    if (!typeOk)
+      throw Error(ErrorCode::unsupportedTensorType,
+                  "Tensor " + quoted(name) + " of " + quoted(spec.path) + " has type " +
+                      ggml_type_name(type) + "; supported " +
+                      (isMatrix ? "are " + matrixTypeList() : "for vectors is f32") + ".",
+                  "Choose another quantization of the model, for example Q8_0 or Q4_K_M.");
+    TensorSource source;
+    source.name = name;
+    source.type = type;
+    source.shape[0] = shape[0];
+    source.shape[1] = shape[1];
+    source.dimensions = want.dimensions;
+    source.bytes = gguf_get_tensor_size(context, id);
+    source.fileOffset = dataOffset + gguf_get_tensor_offset(context, id);
+    if (source.fileOffset + source.bytes > neededBytes) {
+      neededBytes = source.fileOffset + source.bytes;
+      lastTensor = name;
+    }
+    spec.weightBytes += source.bytes;
+    seen.insert(name);
+    spec.tensors.push_back(std::move(source));
+  }
+  for (const auto& [name, tensor] : expected)
+    if (tensor.required && !seen.count(name))
+      throw damaged(spec.path, "tensor " + name + " is missing");
+  if (neededBytes > fileBytes)
+    throw Error(ErrorCode::truncatedGguf,
+                quoted(spec.path) + " is cut short: tensor " + quoted(lastTensor) +
+                    " ends at byte " + std::to_string(neededBytes) + ", but the file has " +
+                    std::to_string(fileBytes) + " bytes.",
+                kFetchAgain);
+}
+
+std::string fileTypeName(const Metadata& metadata, const ModelSpec& spec) {
+  if (const auto type = metadata.integer("general.file_type"); type && *type >= 0 && *type < 1024) {
+    const std::string name = llama_ftype_name(static_cast<llama_ftype>(*type));
+    if (name.find("unknown") == std::string::npos) return name;
+  }
+  std::map<ggml_type, uint64_t> bytesByType;
+  for (const TensorSource& tensor : spec.tensors)
+    if (tensor.dimensions == 2) bytesByType[tensor.type] += tensor.bytes;
+  const auto largest =
+      std::max_element(bytesByType.begin(), bytesByType.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; });
+  return largest == bytesByType.end() ? "unknown" : ggml_type_name(largest->first);
+}
+
+void readRope(const Metadata& metadata, ModelSpec& spec) {
+  const int64_t rotated =
+      metadata.integerOr("llama.rope.dimension_count", spec.headDim, 1, kMaxWidth);
+  if (rotated != spec.headDim)
+    throw unsupported(quoted(spec.path) + " rotates " + std::to_string(rotated) + " of " +
+                      std::to_string(spec.headDim) +
+                      " dimensions of a head; supported is the whole head.");
+  spec.ropeBase = static_cast<float>(metadata.positiveOr("llama.rope.freq_base", 10000.0));
+  const std::string scaling = metadata.text("llama.rope.scaling.type").value_or("linear");
+  // `scale_linear` is the older name of the factor; 0 means none, as in libllama.
+  double factor = metadata.number("llama.rope.scaling.factor")
+                      .value_or(metadata.number("llama.rope.scale_linear").value_or(0.0));
+  if (factor == 0.0) factor = 1.0;
+  if (!std::isfinite(factor) || factor <= 0)
+    throw damaged(spec.path, "llama.rope.scaling.factor is " + std::to_string(factor));
+  if (scaling == "none") return;
+  if (scaling != "linear")
+    throw unsupported(quoted(spec.path) + " uses RoPE scaling " + quoted(scaling) +
+                      "; supported are none, linear and frequency factors (Llama 3).");
+  spec.ropeScale = static_cast<float>(1.0 / factor);
+}
+
+}  // namespace
+
+const TensorSource* ModelSpec::find(const std::string& tensorName) const {
+  for (const TensorSource& tensor : tensors)
+    if (tensor.name == tensorName) return &tensor;
+  return nullptr;
+}
+
+ModelSpec readGguf(const std::string& path) {
+  const uint64_t fileBytes = checkFile(path);
+
+  LogCapture log;
+  const gguf_init_params params = {/*no_alloc=*/true, /*ctx=*/nullptr};
+  const std::unique_ptr<gguf_context, GgufCloser> context(
+      gguf_init_from_file(path.c_str(), params));
+  if (!context)
+    throw Error(ErrorCode::truncatedGguf,
+                "The header of " + quoted(path) + " (" + std::to_string(fileBytes) +
+                    " bytes) is damaged or cut short: " + log.lastLine("it cannot be read") + ".",
+                kFetchAgain);
+
+  const Metadata metadata(context.get(), path);
+  ModelSpec spec;
+  spec.path = path;
+  spec.architecture = metadata.text("general.architecture").value_or("");
+  if (spec.architecture != "llama")
+    throw unsupported(quoted(path) + " has the architecture " + quoted(spec.architecture) +
+                      "; supported is llama.");
+  if (const auto type = metadata.text("general.type"); type && *type != "model")
+    throw unsupported(quoted(path) + " holds a " + quoted(*type) + ", not a language model.");
+  if (metadata.integer("split.count").value_or(1) > 1)
+    throw unsupported(quoted(path) + " is one of " +
+                      std::to_string(*metadata.integer("split.count")) +
+                      " parts of a split model; supported is a single file.");
+  if (metadata.integer("llama.expert_count").value_or(0) > 0)
+    throw unsupported(quoted(path) + " is a mixture of " +
+                      std::to_string(*metadata.integer("llama.expert_count")) +
+                      " experts; supported are dense models.");
+
+  spec.layers = static_cast<int32_t>(metadata.requiredInteger("llama.block_count", 1, kMaxLayers));
+  spec.embedding =
+      static_cast<int32_t>(metadata.requiredInteger("llama.embedding_length", 1, kMaxWidth));
+  spec.feedForward =
+      static_cast<int32_t>(metadata.requiredInteger("llama.feed_forward_length", 1, kMaxWidth));
+  spec.heads =
+      static_cast<int32_t>(metadata.requiredInteger("llama.attention.head_count", 1, kMaxHeads));
+  spec.kvHeads = static_cast<int32_t>(
+      metadata.integerOr("llama.attention.head_count_kv", spec.heads, 1, kMaxHeads));
+  spec.contextTokens = metadata.requiredInteger("llama.context_length", 1, kMaxContext);
+  if (spec.heads % spec.kvHeads != 0)
+    throw damaged(path, std::to_string(spec.heads) + " heads cannot share " +
+                            std::to_string(spec.kvHeads) + " key and value heads");
+  if (!metadata.has("llama.attention.key_length") && spec.embedding % spec.heads != 0)
+    throw damaged(path, "an embedding of " + std::to_string(spec.embedding) +
+                            " does not divide into " + std::to_string(spec.heads) + " heads");
+  spec.headDim = static_cast<int32_t>(
+      metadata.integerOr("llama.attention.key_length", spec.embedding / spec.heads, 1, kMaxWidth));
+  const int64_t valueDim =
+      metadata.integerOr("llama.attention.value_length", spec.headDim, 1, kMaxWidth);
+  if ((spec.headDim != 64 && spec.headDim != 128) || valueDim != spec.headDim)
+    throw unsupported(quoted(path) + " has heads of " + std::to_string(spec.headDim) +
+                      " (keys) and " + std::to_string(valueDim) +
+                      " (values) dimensions; supported are 64 and 128.");
+  spec.normEpsilon =
+      static_cast<float>(metadata.positiveOr("llama.attention.layer_norm_rms_epsilon", 1e-5));
+  const double scale = metadata.number("llama.attention.scale").value_or(0.0);
+  if (!std::isfinite(scale) || scale < 0)
+    throw damaged(path, "llama.attention.scale is " + std::to_string(scale));
+  spec.attentionScale = static_cast<float>(scale > 0 ? scale : 1.0 / std::sqrt(spec.headDim));
+  readRope(metadata, spec);
+
+  const int64_t embeddings = gguf_find_tensor(context.get(), "token_embd.weight");
+  if (embeddings < 0) throw damaged(path, "tensor token_embd.weight is missing");
+  const int64_t vocabulary = gguf_get_tensor_ne(context.get(), embeddings)[1];
+  if (vocabulary < 1 || vocabulary > kMaxVocabulary)
+    throw damaged(path, "token_embd.weight has " + std::to_string(vocabulary) + " rows");
+  spec.vocabulary = static_cast<int32_t>(vocabulary);
+  checkTokenizer(metadata, path, vocabulary);
+
+  collectTensors(context.get(), fileBytes, spec);
+  spec.fileType = fileTypeName(metadata, spec);
+  spec.chatTemplate = metadata.text("tokenizer.chat_template").value_or("");
+  spec.name = metadata.text("general.name").value_or("");
+  if (spec.name.empty()) {
+    const size_t slash = path.find_last_of('/');
+    spec.name = slash == std::string::npos ? path : path.substr(slash + 1);
+  }
+  return spec;
+}
+
+}  // namespace longsight

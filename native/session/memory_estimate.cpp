@@ -1,0 +1,55 @@
+#include "session/memory_estimate.h"
+
+#include <algorithm>
+
+#include "cpu/kv_cache.h"
+#include "cpu/linear_graphs.h"
+#include "session/machine.h"
+
+namespace longsight {
+namespace {
+
+// Left to everything else on the computer.
+constexpr uint64_t kReserveBytes = uint64_t{256} << 20;
+
+uint64_t kvBytes(const ModelSpec& spec, int64_t tokens) {
+  return KvCache::bytesFor(spec.layers, spec.kvHeads, spec.headDim, tokens);
+}
+
+uint64_t scratchBytes(const ModelSpec& spec, const SampleAttentionParams& params, int64_t tokens) {
+  const int64_t segment = params.policy == Policy::dense ? 512
+                          : params.segmentRows > 0       ? params.segmentRows
+                                                         : tokens;
+  return LinearGraphs::estimateScratchBytes(spec, std::min(segment, tokens));
+}
+
+}  // namespace
+
+MemoryEstimate estimateMemory(const ModelSpec& spec, const SampleAttentionParams& params,
+                              int64_t contextTokens, uint64_t loadedWeightBytes) {
+  MemoryEstimate estimate;
+  estimate.weightBytes = spec.weightBytes;
+  estimate.availableBytes = availableMemoryBytes() + loadedWeightBytes;
+  const uint64_t usable =
+      estimate.availableBytes - std::min(estimate.availableBytes, kReserveBytes);
+  auto needs = [&](int64_t tokens) {
+    return spec.weightBytes + kvBytes(spec, tokens) + scratchBytes(spec, params, tokens);
+  };
+  // The need grows with the tokens.
+  int64_t low = 0, high = spec.contextTokens;
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    if (needs(middle) <= usable)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  estimate.largestContextTokens = low;
+  estimate.contextTokens = contextTokens > 0 ? contextTokens : (low > 0 ? low : spec.contextTokens);
+  estimate.kvBytes = kvBytes(spec, estimate.contextTokens);
+  estimate.scratchBytes = scratchBytes(spec, params, estimate.contextTokens);
+  estimate.fits = needs(estimate.contextTokens) <= usable;
+  return estimate;
+}
+
+}  // namespace longsight

@@ -1,0 +1,65 @@
+#include "session/prefill_prediction.h"
+
+#include <algorithm>
+
+namespace longsight {
+namespace {
+
+// Until a sparse segment was measured: share of the remote pairs that lists keep (0.07 at 8k to
+// 0.09 at 16k with the default parameters, plus heads that fall back to dense), and what a gathered
+// pair costs compared with one of the dense kernel.
+constexpr double kAssumedRemoteShare = 0.12;
+constexpr double kGatherCost = 1.3;
+
+// Fewer rows say little about a rate.
+constexpr int64_t kLeastRows = 64;
+
+double causalPairs(int64_t begin, int64_t end) {
+  const auto first = static_cast<double>(begin), last = static_cast<double>(end);
+  return (last * (last + 1) - first * (first + 1)) / 2;
+}
+
+// Half of what was believed, half of what was seen.
+void blend(double& believed, double seen) {
+  believed = believed > 0 ? (believed + seen) / 2 : seen;
+}
+
+}  // namespace
+
+// In pairs of the dense kernel, one head and layer.
+double PrefillPrediction::attentionWork(const Segment& segment,
+                                        const SampleAttentionParams& params) const {
+  const double causal = causalPairs(segment.begin, segment.end);
+  if (segment.dense) return causal;
+  const auto rows = static_cast<double>(segment.end - segment.begin);
+  // A tile's window reaches back half a tile further than windowTokens on average.
+  const double window =
+      std::min(causal, rows * static_cast<double>(segment.windowTokens + 64 + params.sinkTokens));
+  const double dims = params.scoreDims == ScoreDims::all ? 1.0 : 0.5;
+  const double sampling = causal / segment.stride * 0.5 * dims;
+  return sampling + (window + (causal - window) * kAssumedRemoteShare) * kGatherCost;
+}
+
+double PrefillPrediction::segmentMs(const Segment& segment,
+                                    const SampleAttentionParams& params) const {
+  const auto rows = static_cast<double>(segment.end - segment.begin);
+  const double attention = attentionWork(segment, params) * heads_ * speed_.attentionMsPerPair *
+                           (segment.dense ? 1.0 : sparseCorrection_);
+  // The last layer only makes keys and values: a small part, counted as none.
+  return (rows * speed_.linearMsPerRow + attention) * std::max(1, layers_ - 1);
+}
+
+void PrefillPrediction::observe(const Segment& segment, const SampleAttentionParams& params,
+                                double linearMs, double attentionMs) {
+  const int64_t rows = segment.end - segment.begin;
+  if (rows < kLeastRows) return;
+  const int32_t layers = std::max(1, layers_ - 1);
+  blend(speed_.linearMsPerRow, linearMs / (static_cast<double>(rows) * layers));
+  const double perPair = attentionMs / (attentionWork(segment, params) * heads_ * layers);
+  if (segment.dense)
+    blend(speed_.attentionMsPerPair, perPair);
+  else if (speed_.attentionMsPerPair > 0)
+    blend(sparseCorrection_, perPair / speed_.attentionMsPerPair);
+}
+
+}  // namespace longsight

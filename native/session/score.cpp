@@ -1,0 +1,107 @@
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <string>
+
+#include "error.h"
+#include "session/session.h"
+
+namespace longsight {
+namespace {
+
+constexpr int64_t kRowsAtOnce = 32;
+
+double logSumExp(std::span<const float> logits) {
+  const double most = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (float logit : logits) sum += std::exp(static_cast<double>(logit) - most);
+  return most + std::log(sum);
+}
+
+// KL(p || q) in nats of two rows of logits.
+double divergence(std::span<const float> p, std::span<const float> q) {
+  const double pTotal = logSumExp(p), qTotal = logSumExp(q);
+  double sum = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double logP = p[i] - pTotal;
+    sum += std::exp(logP) * (logP - (q[i] - qTotal));
+  }
+  return sum;
+}
+
+}  // namespace
+
+ScoreOutcome Session::score(const Prompt& prompt, int64_t tail, bool againstDense,
+                            const SessionEvents& events) {
+  check(prompt, 0);
+  const ModelSpec& spec = model_->spec();
+  const auto count = static_cast<int64_t>(prompt.tokens.size());
+  if (tail < 2 || tail > count)
+    throw Error(ErrorCode::invalidParams,
+                "tail is " + std::to_string(tail) + ", expected 2 to " + std::to_string(count) +
+                    ", the number of tokens.",
+                "Use a tail within the text, or a longer text.");
+  const int64_t from = count - tail;
+  const auto width = static_cast<size_t>(spec.embedding);
+  const auto vocabulary = static_cast<size_t>(spec.vocabulary);
+
+  // Final states of both runs are kept, logits made of them block by block: the vocabulary is far
+  // wider than the embedding.
+  int64_t passed = 0;
+  auto progressOf = [&](int64_t passes) {
+    return [this, &events, &passed, passes, count](const PrefillProgress& progress) {
+      if (!events.onPrefill) return;
+      PrefillProgress whole = progress;
+      whole.done = passed + progress.done;
+      whole.total =
+          passes > 1 ? passed + progress.total + (passed == 0 ? count : 0) : progress.total;
+      if (passes > 1 && passed == 0) whole.etaMs.reset();
+      events.onPrefill(whole);
+    };
+  };
+  std::vector<float> states(static_cast<size_t>(tail) * width);
+  passed = prefill(prompt, from, states.data(), progressOf(againstDense ? 2 : 1)).computedTokens;
+  ScoreOutcome outcome;
+  outcome.attention = ledger_.stats(count, spec.layers, spec.heads);
+
+  std::vector<float> denseStates;
+  if (againstDense) {
+    Prompt dense = prompt;
+    dense.params.policy = Policy::dense;
+    denseStates.resize(states.size());
+    prefill(dense, from, denseStates.data(), progressOf(2));
+  }
+  if (events.onPrefilled) events.onPrefilled();
+
+  double nll = 0, kl = 0;
+  int64_t agreements = 0;
+  const int64_t predictions = tail - 1;
+  std::vector<float> logits(static_cast<size_t>(kRowsAtOnce) * vocabulary);
+  std::vector<float> denseLogits(againstDense ? logits.size() : 0);
+  for (int64_t row = 0; row < predictions; row += kRowsAtOnce) {
+    const int64_t rows = std::min(kRowsAtOnce, predictions - row);
+    logitsOf(states.data() + static_cast<size_t>(row) * width, rows, logits.data());
+    if (againstDense)
+      logitsOf(denseStates.data() + static_cast<size_t>(row) * width, rows, denseLogits.data());
+    for (int64_t i = 0; i < rows; ++i) {
+      const std::span made(logits.data() + static_cast<size_t>(i) * vocabulary, vocabulary);
+      const int32_t next = prompt.tokens[static_cast<size_t>(from + row + i + 1)];
+      nll += logSumExp(made) - made[static_cast<size_t>(next)];
+      if (!againstDense) continue;
+      const std::span dense(denseLogits.data() + static_cast<size_t>(i) * vocabulary, vocabulary);
+      kl += divergence(dense, made);
+      agreements += std::max_element(dense.begin(), dense.end()) - dense.begin() ==
+                    std::max_element(made.begin(), made.end()) - made.begin();
+    }
+    if (cancel_.isSet()) throw cancelledError();
+  }
+  const auto n = static_cast<double>(predictions);
+  outcome.nll = nll / n;
+  if (againstDense) {
+    outcome.kl = kl / n;
+    outcome.top1Agreement = static_cast<double>(agreements) / n;
+  }
+  return outcome;
+}
+
+}  // namespace longsight

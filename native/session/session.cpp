@@ -1,0 +1,302 @@
+#include "session/session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+
+#include "error.h"
+#include "session/text_stream.h"
+
+namespace longsight {
+namespace {
+
+// Dense rows go through all layers in blocks of this size: what a cancel loses at most.
+constexpr int64_t kDenseRows = 512;
+constexpr double kProgressEveryMs = 100;
+constexpr int32_t kMaxThreads = 256;
+
+using Clock = std::chrono::steady_clock;
+
+double msSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+double perSecond(int64_t count, double ms) {
+  return ms > 0 ? static_cast<double>(count) * 1000 / ms : 0;
+}
+
+Error invalid(const std::string& message) {
+  return Error(ErrorCode::invalidParams, message, "Correct the value and try again.");
+}
+
+std::unique_ptr<CpuBackend> makeBackend(Model& model, int64_t contextTokens, int32_t threads,
+                                        double ropeBaseScale, const CancelFlag& cancel,
+                                        const std::function<void(uint64_t, uint64_t)>& onProgress) {
+  if (threads < 1 || threads > kMaxThreads)
+    throw invalid("threads is " + std::to_string(threads) + ", expected 1 to " +
+                  std::to_string(kMaxThreads) + ".");
+  if (!(ropeBaseScale > 0) || ropeBaseScale > 1e6)
+    throw invalid("ropeBaseScale is " + std::to_string(ropeBaseScale) +
+                  ", expected above 0, up to 1e6.");
+  const ModelSpec& spec = model.spec();
+  const double longest = static_cast<double>(spec.contextTokens) * std::max(1.0, ropeBaseScale);
+  if (contextTokens < 0 || static_cast<double>(contextTokens) > longest)
+    throw invalid("contextTokens is " + std::to_string(contextTokens) + ", expected 0 to " +
+                  std::to_string(static_cast<int64_t>(longest)) + ", the model's context.");
+  const MemoryEstimate estimate = model.estimate(contextTokens, SampleAttentionParams{});
+  if (!estimate.fits || estimate.contextTokens < 1)
+    throw Error(
+        ErrorCode::notEnoughMemory,
+        "\"" + spec.name + "\" with a context of " + std::to_string(estimate.contextTokens) +
+            " tokens needs " +
+            std::to_string(estimate.weightBytes + estimate.kvBytes + estimate.scratchBytes) +
+            " bytes (weights " + std::to_string(estimate.weightBytes) + ", cache " +
+            std::to_string(estimate.kvBytes) + ", scratch " +
+            std::to_string(estimate.scratchBytes) + "), but " +
+            std::to_string(estimate.availableBytes) + " bytes are available.",
+        estimate.largestContextTokens > 0
+            ? "Use a context of at most " + std::to_string(estimate.largestContextTokens) +
+                  " tokens."
+            : "Choose a smaller model or quantization, or close other programs.");
+  return std::make_unique<CpuBackend>(model.weights(cancel, onProgress), estimate.contextTokens,
+                                      threads, ropeBaseScale);
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<Model> model, int64_t contextTokens, int32_t threads,
+                 double ropeBaseScale, const CancelFlag& cancel,
+                 const std::function<void(uint64_t, uint64_t)>& onProgress)
+    : model_(std::move(model)),
+      backend_(makeBackend(*model_, contextTokens, threads, ropeBaseScale, cancel, onProgress)),
+      prediction_(model_->spec().layers, model_->spec().heads) {}
+
+void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
+  const auto count = static_cast<int64_t>(prompt.tokens.size());
+  if (count == 0) throw invalid("The prompt has no tokens.");
+  if (const std::string wrong = validate(prompt.params); !wrong.empty()) throw invalid(wrong);
+  if (prompt.params.policy == Policy::mass)
+    throw Error(ErrorCode::invalidParams, "Policy mass is not available yet.",
+                "Use policy peak or dense.");
+  int64_t before = 0;
+  for (int64_t border : prompt.borders) {
+    if (border < before || border > count)
+      throw invalid("Border " + std::to_string(border) + " is out of order in a prompt of " +
+                    std::to_string(count) + " tokens.");
+    before = border;
+  }
+  if (before != count)
+    throw invalid("The last border is " + std::to_string(before) + ", expected " +
+                  std::to_string(count) + ", the number of tokens.");
+  if (prompt.denseFrom < 0 || prompt.denseFrom > count)
+    throw invalid("denseFrom is " + std::to_string(prompt.denseFrom) + ", expected 0 to " +
+                  std::to_string(count) + ".");
+  const int32_t vocabulary = model_->spec().vocabulary;
+  for (int32_t token : prompt.tokens)
+    if (token < 0 || token >= vocabulary)
+      throw invalid("Token " + std::to_string(token) + " is not in the vocabulary of " +
+                    std::to_string(vocabulary) + ".");
+  if (count + reserveTokens > contextTokens())
+    throw Error(ErrorCode::promptTooLong,
+                "The prompt has " + std::to_string(count) + " tokens" +
+                    (reserveTokens > 0 ? " and needs room for an answer" : "") +
+                    ", but the context holds " + std::to_string(contextTokens()) + ".",
+                "Use fewer or smaller files, or a larger context size.");
+}
+
+std::vector<Segment> Session::segmentsOf(const Prompt& prompt) const {
+  return planSegments(static_cast<int64_t>(prompt.tokens.size()), prompt.borders, prompt.denseFrom,
+                      prompt.params);
+}
+
+void Session::ensureSpeed() {
+  if (!prediction_.hasSpeed()) prediction_.start(backend_->probe(ledger_.rows(), cancel_));
+  if (cancel_.isSet()) throw cancelledError();
+}
+
+// The work of a prefill as pieces that are computed whole: sparse segments, blocks of dense rows.
+struct Session::Prefill {
+  std::vector<Segment> pieces;
+  int64_t reused = 0;
+
+  Prefill(std::span<const Segment> segments, int64_t reusedRows) : reused(reusedRows) {
+    for (const Segment& segment : segments) {
+      if (segment.end <= reused) continue;
+      if (!segment.dense) {
+        pieces.push_back(segment);
+        continue;
+      }
+      for (int64_t row = std::max(segment.begin, reused); row < segment.end;) {
+        Segment piece = segment;
+        piece.begin = row;
+        piece.end = std::min(segment.end, (row / kDenseRows + 1) * kDenseRows);
+        pieces.push_back(piece);
+        row = piece.end;
+      }
+    }
+  }
+};
+
+PrefillPlan Session::plan(const Prompt& prompt) {
+  check(prompt, 0);
+  ensureSpeed();
+  const auto count = static_cast<int64_t>(prompt.tokens.size());
+  const std::vector<Segment> segments = segmentsOf(prompt);
+  const Prefill work(segments,
+                     ledger_.reusableRows(prompt.tokens, segments, prompt.params, count - 1));
+  PrefillPlan plan{count, work.reused, count - work.reused, 0};
+  for (const Segment& piece : work.pieces)
+    plan.predictedPrefillMs += prediction_.segmentMs(piece, prompt.params);
+  return plan;
+}
+
+PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* states,
+                             const std::function<void(const PrefillProgress&)>& onProgress) {
+  const auto count = static_cast<int64_t>(prompt.tokens.size());
+  const int32_t width = model_->spec().embedding;
+  const std::vector<Segment> segments = segmentsOf(prompt);
+  const Prefill work(segments,
+                     ledger_.reusableRows(prompt.tokens, segments, prompt.params, statesFrom));
+  ledger_.truncate(work.reused);
+
+  const auto start = Clock::now();
+  double predictedMs = 0, predictedDoneMs = 0, lastReportMs = -kProgressEveryMs;
+  for (const Segment& piece : work.pieces)
+    predictedMs += prediction_.segmentMs(piece, prompt.params);
+
+  for (const Segment& piece : work.pieces) {
+    const double pieceMs = prediction_.segmentMs(piece, prompt.params);
+    auto report = [&](double share) {
+      const double elapsedMs = msSince(start);
+      const bool isLast = share >= 1 && piece.end == count;
+      if (!onProgress || (elapsedMs - lastReportMs < kProgressEveryMs && !isLast)) return;
+      lastReportMs = elapsedMs;
+      PrefillProgress progress;
+      progress.done = piece.begin - work.reused +
+                      static_cast<int64_t>(share * static_cast<double>(piece.end - piece.begin));
+      progress.total = count - work.reused;
+      progress.tokensPerSecond = perSecond(progress.done, elapsedMs);
+      const double predictedSoFarMs = predictedDoneMs + share * pieceMs;
+      const double leftMs = std::max(0.0, predictedMs - predictedSoFarMs);
+      // Scaled by how the prediction has held so far, once there is something to compare.
+      if (predictedSoFarMs > 0 && elapsedMs > 500)
+        progress.etaMs = leftMs * elapsedMs / predictedSoFarMs;
+      else if (predictedMs > 0)
+        progress.etaMs = leftMs;
+      onProgress(progress);
+    };
+    if (cancel_.isSet()) throw cancelledError();
+    report(0);
+
+    CpuBackend::Request request;
+    request.segment = piece;
+    request.tokens = std::span(prompt.tokens)
+                         .subspan(static_cast<size_t>(piece.begin),
+                                  static_cast<size_t>(piece.end - piece.begin));
+    request.params = &prompt.params;
+    request.outputBegin = std::clamp(statesFrom, piece.begin, piece.end);
+    request.states = states ? states + (request.outputBegin - statesFrom) * width : nullptr;
+    request.onProgress = report;
+    const ForwardTimes before = backend_->times();
+    SegmentAttention attention;
+    if (!backend_->forward(request, cancel_, attention)) throw cancelledError();
+    prediction_.observe(piece, prompt.params, backend_->times().linearMs - before.linearMs,
+                        backend_->times().attentionMs - before.attentionMs);
+    ledger_.append(piece, request.tokens, prompt.params, request.outputBegin, std::move(attention));
+    predictedDoneMs += pieceMs;
+  }
+  return {count, work.reused, count - work.reused, predictedMs};
+}
+
+void Session::step(int32_t token, const SampleAttentionParams& params, std::vector<float>& logits) {
+  const ModelSpec& spec = model_->spec();
+  std::vector<float> state(static_cast<size_t>(spec.embedding));
+  CpuBackend::Request request;
+  request.segment.begin = ledger_.rows();
+  request.segment.end = ledger_.rows() + 1;
+  request.segment.dense = true;
+  request.tokens = std::span(&token, 1);
+  request.params = &params;
+  request.outputBegin = request.segment.begin;
+  request.states = state.data();
+  SegmentAttention attention;
+  if (!backend_->forward(request, cancel_, attention)) throw cancelledError();
+  ledger_.append(request.segment, request.tokens, params, request.outputBegin,
+                 std::move(attention));
+  logitsOf(state.data(), 1, logits.data());
+}
+
+void Session::logitsOf(const float* states, int64_t rows, float* out) {
+  if (!backend_->logits(states, rows, out, cancel_)) throw cancelledError();
+}
+
+MemoryUse Session::memory() const {
+  return {backend_->weightBytes(), backend_->kvBytes(), backend_->scratchBytes()};
+}
+
+GenerateResult Session::generate(const Prompt& prompt, const GenerateOptions& options,
+                                 const SessionEvents& events) {
+  check(prompt, options.maxTokens > 0 ? 1 : 0);
+  const ModelSpec& spec = model_->spec();
+  const Tokenizer& tokenizer = model_->tokenizer();
+  const auto count = static_cast<int64_t>(prompt.tokens.size());
+  const bool answers = options.maxTokens > 0;
+  std::vector<float> state(answers ? static_cast<size_t>(spec.embedding) : 0);
+
+  GenerateResult result;
+  const auto prefillStart = Clock::now();
+  result.prefill = prefill(prompt, answers ? count - 1 : count, answers ? state.data() : nullptr,
+                           events.onPrefill);
+  result.prefillMs = msSince(prefillStart);
+  result.prefillTokensPerSecond = perSecond(result.prefill.computedTokens, result.prefillMs);
+  if (events.onPrefilled) events.onPrefilled();
+
+  if (answers) {
+    const auto decodeStart = Clock::now();
+    Sampler sampler(options.sampling);
+    TextStream stream(options.sampling.stop);
+    auto show = [&](const std::string& text) {
+      if (!text.empty() && events.onText) events.onText(text);
+    };
+    std::vector<float> logits(static_cast<size_t>(spec.vocabulary));
+    logitsOf(state.data(), 1, logits.data());
+    double firstTokenMs = 0;
+    while (true) {
+      if (cancel_.isSet()) throw cancelledError();
+      const int32_t token = sampler.pick(logits);
+      if (tokenizer.isEndOfGeneration(token) && !options.ignoreEnd) {
+        result.stopReason = StopReason::end;
+        break;
+      }
+      ++result.generatedTokens;
+      show(stream.push(tokenizer.piece(token, false)));
+      if (result.generatedTokens == 1) firstTokenMs = msSince(decodeStart);
+      if (stream.stopped()) {
+        result.stopReason = StopReason::stop;
+        break;
+      }
+      if (result.generatedTokens >= options.maxTokens || ledger_.rows() >= contextTokens()) break;
+      step(token, prompt.params, logits);
+    }
+    show(stream.finish());
+    result.decodeMs = msSince(decodeStart);
+    result.decodeTokensPerSecond =
+        perSecond(result.generatedTokens - 1, result.decodeMs - firstTokenMs);
+  }
+  result.attention = ledger_.stats(count, spec.layers, spec.heads);
+  result.memory = memory();
+  return result;
+}
+
+std::vector<float> Session::logits(const Prompt& prompt, int64_t from) {
+  check(prompt, 0);
+  const ModelSpec& spec = model_->spec();
+  const int64_t rows = static_cast<int64_t>(prompt.tokens.size()) - from;
+  std::vector<float> states(static_cast<size_t>(rows * spec.embedding));
+  std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(spec.vocabulary));
+  prefill(prompt, from, states.data(), nullptr);
+  logitsOf(states.data(), rows, out.data());
+  return out;
+}
+
+}  // namespace longsight

@@ -1,0 +1,141 @@
+// One KV cache and everything asked of it: plan, generate, score.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attention/params.h"
+#include "attention/plan.h"
+#include "cpu/backend.h"
+#include "cpu/cancel_flag.h"
+#include "session/attention_stats.h"
+#include "session/cache_ledger.h"
+#include "session/model.h"
+#include "session/prefill_prediction.h"
+#include "session/sampler.h"
+
+namespace longsight {
+
+struct Prompt {
+  std::vector<int32_t> tokens;
+  // Ends of the parts, ascending; the last is tokens.size().
+  std::vector<int64_t> borders;
+  // First row of the chat and question.
+  int64_t denseFrom = 0;
+  SampleAttentionParams params;
+};
+
+struct PrefillPlan {
+  int64_t promptTokens = 0;
+  int64_t reusedTokens = 0;
+  int64_t computedTokens = 0;
+  double predictedPrefillMs = 0;
+};
+
+struct PrefillProgress {
+  // Of the tokens that have to be computed.
+  int64_t done = 0;
+  int64_t total = 0;
+  double tokensPerSecond = 0;
+  std::optional<double> etaMs;
+};
+
+// Called on the thread that runs the operation.
+struct SessionEvents {
+  std::function<void(const PrefillProgress&)> onPrefill;
+  std::function<void()> onPrefilled;
+  std::function<void(const std::string&)> onText;
+};
+
+enum class StopReason { end, stop, length };
+
+struct MemoryUse {
+  uint64_t weightBytes = 0;
+  uint64_t kvBytes = 0;
+  uint64_t scratchBytes = 0;
+};
+
+struct GenerateResult {
+  PrefillPlan prefill;
+  int64_t generatedTokens = 0;
+  double prefillMs = 0;
+  double decodeMs = 0;
+  double prefillTokensPerSecond = 0;
+  double decodeTokensPerSecond = 0;
+  StopReason stopReason = StopReason::length;
+  AttentionStats attention;
+  MemoryUse memory;
+};
+
+struct GenerateOptions {
+  // 0 = prefill only.
+  int64_t maxTokens = 0;
+  Sampling sampling;
+  // Go on past the end-of-answer token.
+  bool ignoreEnd = false;
+};
+
+struct ScoreOutcome {
+  double nll = 0;
+  AttentionStats attention;
+  std::optional<double> kl;
+  std::optional<double> top1Agreement;
+};
+
+class Session {
+ public:
+  // contextTokens 0 = what estimateMemory chooses. Throws Error: invalidParams, notEnoughMemory and
+  // those of Model::weights.
+  Session(std::shared_ptr<Model> model, int64_t contextTokens, int32_t threads,
+          double ropeBaseScale, const CancelFlag& cancel,
+          const std::function<void(uint64_t, uint64_t)>& onProgress);
+
+  int64_t contextTokens() const { return backend_->capacityRows(); }
+
+  // One operation at a time; each throws Error, among others `cancelled` after cancel().
+  PrefillPlan plan(const Prompt& prompt);
+  GenerateResult generate(const Prompt& prompt, const GenerateOptions& options,
+                          const SessionEvents& events);
+  // Over the tail's own predictions: token i from row i - 1 for tokens - tail < i < tokens, so
+  // tail - 1 of them, all made by rows of the tail. 2 <= tail <= tokens. With `againstDense` also
+  // the mean KL(dense || this) in nats and the share of equal most likely tokens over the same
+  // rows.
+  ScoreOutcome score(const Prompt& prompt, int64_t tail, bool againstDense,
+                     const SessionEvents& events);
+
+  // Logits f32 [tokens - from][vocabulary] of the rows from `from` on. For tests and tools.
+  std::vector<float> logits(const Prompt& prompt, int64_t from);
+
+  // Any thread.
+  void cancel() { cancel_.set(); }
+  // Before an operation is started; a cancel after this counts.
+  void arm() { cancel_.clear(); }
+  // Forgets what is cached.
+  void reset() { ledger_.truncate(0); }
+
+ private:
+  struct Prefill;
+  void check(const Prompt& prompt, int64_t reserveTokens) const;
+  std::vector<Segment> segmentsOf(const Prompt& prompt) const;
+  // Brings rows [0, tokens) into the cache. `states` gets the final states of rows >= statesFrom.
+  PrefillPlan prefill(const Prompt& prompt, int64_t statesFrom, float* states,
+                      const std::function<void(const PrefillProgress&)>& onProgress);
+  // One more row; its logits.
+  void step(int32_t token, const SampleAttentionParams& params, std::vector<float>& logits);
+  void logitsOf(const float* states, int64_t rows, float* out);
+  void ensureSpeed();
+  MemoryUse memory() const;
+
+  std::shared_ptr<Model> model_;
+  std::unique_ptr<CpuBackend> backend_;
+  CacheLedger ledger_;
+  PrefillPrediction prediction_;
+  CancelFlag cancel_;
+};
+
+}  // namespace longsight
