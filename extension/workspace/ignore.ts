@@ -1,0 +1,114 @@
+/**
+ * What git leaves out: nested .gitignore files, those of the parents up to the repository's root,
+ * and .git/info/exclude. Matching of patterns is the `ignore` package's; here is only which file
+ * of patterns is asked about which path.
+ */
+import { lstat, readFile, stat } from 'node:fs/promises';
+import path from 'node:path';
+import ignore, { type Ignore } from 'ignore';
+
+/**
+ * Left out without any rule, in every folder. Version control data is never the project's text;
+ * the others are copies of foreign code that tools make, often in folders without a .gitignore.
+ */
+const alwaysIgnored = new Set([
+  '.git',
+  '.hg',
+  '.svn',
+  '.jj',
+  'node_modules',
+  '__pycache__',
+  '.venv',
+]);
+
+// git itself compares without case where file systems do.
+const ignoreCase = process.platform === 'win32' || process.platform === 'darwin';
+
+/** A larger file of patterns is not written by hand; reading it whole would invite trouble. */
+const maxRulesBytes = 1 << 20;
+
+interface RuleSet {
+  /** Absolute folder that the patterns are relative to. */
+  base: string;
+  rules: Ignore;
+}
+
+/** Rules that hold in one folder; each folder may add its own. */
+export class IgnoreRules {
+  /** `sets`: innermost first, because the innermost that says anything decides. */
+  constructor(private readonly sets: readonly RuleSet[]) {}
+
+  /** Rules for a workspace folder: those of its parents and its own. */
+  static async forRoot(root: string): Promise<IgnoreRules> {
+    const outer = await rulesOfParents(root);
+    // Somebody who asks about an ignored folder means it: then the parents' rules say nothing.
+    const start = outer.ignores(root, true) ? new IgnoreRules([]) : outer;
+    return start.entering(root);
+  }
+
+  /** The rules inside `folder`: these and its own .gitignore. */
+  async entering(folder: string): Promise<IgnoreRules> {
+    const set = await readRules(path.join(folder, '.gitignore'), folder);
+    return set === null ? this : new IgnoreRules([set, ...this.sets]);
+  }
+
+  ignores(absolutePath: string, isFolder: boolean): boolean {
+    if (alwaysIgnored.has(path.basename(absolutePath))) return true;
+    for (const { base, rules } of this.sets) {
+      const relative = path.relative(base, absolutePath).split(path.sep).join('/');
+      if (relative === '' || relative.startsWith('../')) continue;
+      const parent = path.posix.dirname(relative);
+      // The walk came through the parent, so an inner rule has overruled this set there already.
+      if (parent !== '.' && rules.test(`${parent}/`).ignored) continue;
+      const { ignored, unignored } = rules.test(isFolder ? `${relative}/` : relative);
+      if (ignored || unignored) return ignored;
+    }
+    return false;
+  }
+}
+
+async function rulesOfParents(root: string): Promise<IgnoreRules> {
+  const parents: string[] = [];
+  for (let folder = root; ; folder = path.dirname(folder)) {
+    if (folder !== root) parents.push(folder);
+    const gitFolder = await gitFolderOf(folder);
+    if (gitFolder !== null) {
+      const files = parents.map((parent) => readRules(path.join(parent, '.gitignore'), parent));
+      files.push(readRules(path.join(gitFolder, 'info', 'exclude'), folder));
+      const sets = (await Promise.all(files)).filter((set) => set !== null);
+      return new IgnoreRules(sets);
+    }
+    if (path.dirname(folder) === folder) return new IgnoreRules([]);
+  }
+}
+
+/** Where the repository with this root keeps its data; null when it is no repository's root. */
+async function gitFolderOf(folder: string): Promise<string | null> {
+  const git = path.join(folder, '.git');
+  try {
+    const found = await stat(git);
+    if (found.isDirectory()) return git;
+    if (!found.isFile()) return null;
+    // Worktrees and submodules: a file that names the folder, which may name a common one.
+    const named = /^gitdir: (.+)$/m.exec(await readFile(git, 'utf8'))?.[1];
+    if (named === undefined) return null;
+    const own = path.resolve(folder, named.trim());
+    const common = await readFile(path.join(own, 'commondir'), 'utf8').catch(() => '.');
+    return path.resolve(own, common.trim());
+  } catch {
+    return null;
+  }
+}
+
+async function readRules(file: string, base: string): Promise<RuleSet | null> {
+  try {
+    // Like git, which follows no links here: a pattern file comes from the folder it is in.
+    const found = await lstat(file);
+    if (!found.isFile() || found.size > maxRulesBytes) return null;
+    const text = (await readFile(file, 'utf8')).replace(/^\uFEFF/, '');
+    return { base, rules: ignore({ ignorecase: ignoreCase, allowRelativePaths: true }).add(text) };
+  } catch {
+    // Missing or unreadable: git goes on without it too.
+    return null;
+  }
+}
