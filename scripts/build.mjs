@@ -30,7 +30,7 @@ const flags = ['debug', 'tests', 'js'];
 
 /** @param {{ debug?: boolean, tests?: boolean, js?: boolean }} [options] see above */
 export async function build({ debug = false, tests = false, js = false } = {}) {
-  await withLock(inRoot('.deps/build.lock'), async () => {
+  await withLock(inRoot('.deps/build.lock'), 'build', async () => {
     await setup();
     if (!js) await buildNative(debug, tests);
     await bundle(debug);

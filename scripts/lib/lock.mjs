@@ -1,15 +1,15 @@
-// Two builds in one folder at the same time would write the same files: the second one waits.
+// Two scripts that write the same files at the same time: the second one waits.
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { say } from './terminal.mjs';
 
-/** Holds `file` while `body` runs; waits while another living process holds it. */
-export async function withLock(file, body) {
+/** Holds `file` while `body` runs; waits while another living process holds it for its `work`. */
+export async function withLock(file, work, body) {
   mkdirSync(path.dirname(file), { recursive: true });
   let told = false;
   while (!take(file)) {
-    if (!told) say(`Waiting for another build (process ${holder(file)}) to finish…`);
+    if (!told) say(`Waiting for another ${work} (process ${holder(file)}) to finish…`);
     told = true;
     await sleep(200);
   }
