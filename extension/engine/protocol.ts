@@ -158,9 +158,18 @@ export interface FileCounts {
 /** Why decoding ended. */
 export type StopReason = 'end' | 'stop' | 'length';
 
+/** UTF-16 offsets in a text, end exclusive. */
+export interface TextSpan {
+  start: number;
+  end: number;
+}
+
 export interface AskResult {
   answer: string;
+  /** In the order in which they stand in the answer. */
   citations: Citation[];
+  /** Where `citations[i]` stands in `answer`, for links in place. */
+  citationSpans: TextSpan[];
   files: FileCounts;
   stopReason: StopReason;
   stats: EngineStats;
