@@ -12,6 +12,7 @@ import type {
   FileCounts,
   StopReason,
   Stats,
+  TextSpan,
 } from '../engine/protocol';
 import type { Progress } from '../status/format';
 
@@ -36,6 +37,7 @@ export interface Entry {
   files: FileCounts | null;
   confirmation: Confirmation | null;
   citations: Citation[];
+  citationSpans: TextSpan[];
   stopReason: StopReason | null;
   stats: Stats | null;
   error: EngineErrorInfo | null;
@@ -57,6 +59,7 @@ function unanswered(): Omit<Entry, 'id' | 'question'> {
     files: null,
     confirmation: null,
     citations: [],
+    citationSpans: [],
     stopReason: null,
     stats: null,
     error: null,
@@ -169,6 +172,7 @@ export class Conversation {
     entry.confirmation = null;
     entry.answer = outcome.answer;
     entry.citations = outcome.citations;
+    entry.citationSpans = outcome.citationSpans;
     entry.files = outcome.files;
     entry.stopReason = outcome.stopReason;
     entry.stats = outcome.stats;

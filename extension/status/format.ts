@@ -84,9 +84,9 @@ export function progressText(progress: Progress): string {
       ? `${name} for ${progress.ahead} ${progress.ahead === 1 ? 'question' : 'questions'}`
       : name;
   }
-  const parts = [
-    progress.share === null ? name : `${name} ${Math.floor(Math.min(1, progress.share) * 100)}%`,
-  ];
+  // Nobody knows how long an answer will be: a share of the longest one would mislead.
+  const known = progress.share !== null && progress.phase !== 'decode';
+  const parts = [!known ? name : `${name} ${Math.floor(Math.min(1, progress.share ?? 0) * 100)}%`];
   if (progress.phase === 'decode') {
     if (progress.perSecond > 0) parts.push(formatSpeed(progress.perSecond));
   } else if (progress.etaMs !== null) {

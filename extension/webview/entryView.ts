@@ -59,7 +59,7 @@ export class EntryView {
     this.progress.hidden = state !== 'running';
     if (state !== 'running') return;
     setText(this.progressLabel, progressText(progress));
-    const known = progress.share !== null;
+    const known = progress.share !== null && progress.phase !== 'decode';
     this.bar.classList.toggle('unknown', !known);
     const percent = Math.round(Math.min(1, progress.share ?? 0) * 100);
     this.fill.style.width = known ? `${percent}%` : '';
@@ -75,7 +75,9 @@ export class EntryView {
     const key = `${entry.citations.length} ${entry.answer}`;
     if (this.drawnAnswer === key) return;
     this.drawnAnswer = key;
-    const content = renderMarkdown(placeCitations(withoutFilesLine(entry.answer), entry.citations));
+    const content = renderMarkdown(
+      withoutFilesLine(placeCitations(entry.answer, entry.citationSpans)),
+    );
     markCitations(content, entry.citations);
     updateChildren(this.answer, content);
     this.answer.hidden = entry.answer === '';

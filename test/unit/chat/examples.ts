@@ -56,6 +56,7 @@ export function resultEvent(answer: string, citations: Citation[] = []): Event {
     result: {
       answer,
       citations,
+      citationSpans: citations.map(() => ({ start: 0, end: 0 })),
       files: { full: 3, path: 1, out: 0 },
       stopReason: 'end',
       stats: exampleStats(),

@@ -1,59 +1,41 @@
 import assert from 'node:assert/strict';
 import { placeCitations, placedCitation } from '../../../extension/chat/placeCitations';
-import { exampleCitation } from './examples';
 
 const mark = (index: number) => `\uE000${index}\uE001`;
 
+/** Spans of every `[…]` in the text. */
+function spansOf(text: string) {
+  return [...text.matchAll(/\[[^\]]*\]/g)].map(({ index, 0: match }) => ({
+    start: index,
+    end: index + match.length,
+  }));
+}
+
 describe('chat/placeCitations', () => {
-  it('replaces the path that has the quote behind it, not an earlier mention', () => {
-    const answer = 'In src/a.ts there is more. See src/a.ts "const a = 1".';
-    assert.equal(
-      placeCitations(answer, [exampleCitation()]),
-      `In src/a.ts there is more. See ${mark(0)} "const a = 1".`,
-    );
+  it('puts a mark in place of each span', () => {
+    const answer = 'One [a/__init__.py "x"], two [b.ts "y"].';
+    assert.equal(placeCitations(answer, spansOf(answer)), `One ${mark(0)}, two ${mark(1)}.`);
+    assert.equal(placeCitations(answer, []), answer);
   });
 
-  it('replaces the whole form that the model is asked for', () => {
-    for (const form of [
-      '[src/a.ts "const a = 1"]',
-      '[`src/a.ts` “const a = 1”]',
-      '[ src/a.ts: "const a = 1" ]',
-    ]) {
-      assert.equal(placeCitations(`So ${form}.`, [exampleCitation()]), `So ${mark(0)}.`, form);
-    }
-    assert.equal(
-      placeCitations('[src/a.ts "const a = 1" and more]', [exampleCitation()]),
-      `[${mark(0)} "const a = 1" and more]`,
-    );
+  it('keeps the place behind characters of two units', () => {
+    const answer = '😀 [a.ts "😀"]';
+    assert.equal(placeCitations(answer, spansOf(answer)), `😀 ${mark(0)}`);
   });
 
-  it('takes a mere mention when the quote stands elsewhere', () => {
-    assert.equal(placeCitations('See src/a.ts.', [exampleCitation()]), `See ${mark(0)}.`);
-  });
-
-  it('places several citations in order, the same path twice included', () => {
-    const answer = 'src/a.ts "x" and src/b.ts "y" and src/a.ts "z"';
-    const citations = [
-      exampleCitation({ quote: 'x' }),
-      exampleCitation({ path: 'src/b.ts', quote: 'y' }),
-      exampleCitation({ quote: 'z' }),
-    ];
-    assert.equal(
-      placeCitations(answer, citations),
-      `${mark(0)} "x" and ${mark(1)} "y" and ${mark(2)} "z"`,
-    );
-  });
-
-  it('leaves out what is not in the text', () => {
-    assert.equal(
-      placeCitations('Nothing.', [exampleCitation(), exampleCitation({ path: '' })]),
-      'Nothing.',
-    );
-  });
-
-  it('lets no answer forge a mark', () => {
-    const placed = placeCitations(`${mark(0)} src/a.ts`, [exampleCitation()]);
+  it('lets no answer forge a mark, without moving what follows', () => {
+    const answer = `${mark(0)} [a.ts "x"]`;
+    const placed = placeCitations(answer, spansOf(answer));
     assert.equal(placed, `\uFFFD0\uFFFD ${mark(0)}`);
     assert.deepEqual(placed.split(placedCitation), ['\uFFFD0\uFFFD ', '0', '']);
+  });
+
+  it('leaves out spans that overlap or lie outside', () => {
+    const spans = [
+      { start: 0, end: 4 },
+      { start: 2, end: 6 },
+      { start: 6, end: 99 },
+    ];
+    assert.equal(placeCitations('abcdefgh', spans), `${mark(0)}efgh`);
   });
 });

@@ -78,7 +78,7 @@ describe('status/format', () => {
     assert.equal(progressText(progress({ phase: 'queue', ahead: 1 })), 'Waiting for 1 question');
     assert.equal(progressText(progress({ phase: 'queue' })), 'Waiting');
     assert.equal(
-      progressText(progress({ phase: 'decode', perSecond: 8.42, etaMs: 9000 })),
+      progressText(progress({ phase: 'decode', share: 0.2, perSecond: 8.42, etaMs: 9000 })),
       'Answering · 8.4 tok/s',
     );
   });
