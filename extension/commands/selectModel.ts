@@ -1,12 +1,13 @@
 import * as vscode from 'vscode';
-import { modelItems, type FoundModel } from './modelItems';
+import type { Model } from '../models/catalog';
+import { modelItems } from './modelItems';
 
 export interface ModelSettings {
   modelPath: string;
   modelsFolder: string;
 }
 
-export type FindModels = (modelsFolder: string) => Promise<FoundModel[]>;
+export type FindModels = (modelsFolder: string) => Promise<Model[]>;
 
 /**
  * `Longsight: Select Model…`: everything that was found on this machine, and Browse. Saves the
@@ -59,7 +60,7 @@ export function selectModelCommand(read: () => ModelSettings, find: FindModels) 
 }
 
 function toQuickPick(
-  found: readonly FoundModel[],
+  found: readonly Model[],
   current: string,
 ): (vscode.QuickPickItem & { path?: string; browse?: true })[] {
   const items = modelItems(found, current).map((item) =>
@@ -70,7 +71,9 @@ function toQuickPick(
           description: item.description,
           detail: item.path,
           path: item.path,
-          iconPath: new vscode.ThemeIcon(item.current ? 'check' : 'file-binary'),
+          iconPath: new vscode.ThemeIcon(
+            item.current ? 'check' : item.usable ? 'file-binary' : 'warning',
+          ),
         },
   );
   return [

@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { Conversation } from '../../../extension/chat/conversation';
-import { modelItems, modelName } from '../../../extension/commands/modelItems';
 import { statusText } from '../../../extension/status/statusText';
 import { event, resultEvent } from '../chat/examples';
 
@@ -76,31 +75,5 @@ describe('status/statusText', () => {
     conversation.fail(id, { code: 'cancelled', message: '', action: '' });
     assert.equal(status().text, '$(debug-stop) Stopped');
     assert.equal(status().failed, false);
-  });
-});
-
-describe('commands/modelItems', () => {
-  const found = [
-    { path: '/m/a.gguf', name: 'a', sizeBytes: 2048, source: 'Models folder' },
-    { path: '/l/b.gguf', name: 'b', sizeBytes: 4096, source: 'LM Studio' },
-    { path: '/m/c.gguf', name: 'c', sizeBytes: 1024, source: 'Models folder' },
-  ];
-
-  it('groups by source and marks the chosen model', () => {
-    const lines = modelItems(found, '/l/b.gguf').map((item) =>
-      item.kind === 'source' ? `-- ${item.label}` : `${item.label}${item.current ? ' *' : ''}`,
-    );
-    assert.deepEqual(lines, ['-- Models folder', 'a', 'c', '-- LM Studio', 'b *']);
-  });
-
-  it('keeps a chosen model in the list that was not found', () => {
-    const [source, model] = modelItems(found, '/else/d.gguf');
-    assert.deepEqual(source, { kind: 'source', label: 'Chosen' });
-    assert.equal(model?.label, 'd.gguf');
-  });
-
-  it('names a model by its file', () => {
-    assert.equal(modelName('/m/SmolLM2-135M.Q4_1.gguf'), 'SmolLM2-135M.Q4_1');
-    assert.equal(modelName(''), '');
   });
 });
