@@ -27,9 +27,9 @@ struct Segment {
 // Segments of [0, tokens) in order, without gaps. `borders` are the ends of the parts, ascending;
 // those outside (0, tokens) have no effect, and the last part ends at `tokens`. denseFrom is also a
 // border and may lie anywhere, 0 and `tokens` included. Rows >= denseFrom come as dense segments of
-// at most params.segmentRows rows (2048 when 0). segmentRows = 0 makes one segment of all rows below
-// denseFrom, which borders do not cut.
-// Segments that end at a border b are those of planSegments(b, ...): so several calls equal one.
+// at most params.segmentRows rows (2048 when 0). segmentRows = 0 makes one segment of all rows
+// below denseFrom, which borders do not cut. Segments that end at a border b are those of
+// planSegments(b, ...): so several calls equal one.
 std::vector<Segment> planSegments(int64_t tokens, std::span<const int64_t> borders,
                                   int64_t denseFrom, const SampleAttentionParams& params);
 

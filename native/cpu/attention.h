@@ -34,8 +34,8 @@ class AttentionScratch {
 
   // Bytes held now.
   uint64_t bytes() const;
-  // Column list of a head as the last run made it, ascending. Empty when that segment was dense, the
-  // head fell back to dense, or no column was worth keeping. Valid until the next run.
+  // Column list of a head as the last run made it, ascending. Empty when that segment was dense,
+  // the head fell back to dense, or no column was worth keeping. Valid until the next run.
   std::span<const int32_t> columnList(int32_t head) const;
 
   struct State;

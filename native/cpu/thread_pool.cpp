@@ -11,7 +11,8 @@ namespace longsight {
 struct ThreadPool::State {
   using Body = std::function<void(int64_t, int32_t)>;
 
-  // A job is announced by a new generation under the mutex, so that a worker sees its body and items.
+  // A job is announced by a new generation under the mutex, so that a worker sees its body and
+  // items.
   std::mutex mutex;
   std::condition_variable announced;
   std::condition_variable finished;

@@ -1,0 +1,246 @@
+// The attention kernels over a vector type V, written once for every instruction set.
+//
+// Included once by each instruction set's source file, after V. Everything is in an unnamed
+// namespace and nothing of the standard library that has code is called: a function shared between
+// sources that are compiled for different instruction sets could run where its instructions do not
+// exist.
+//
+// V has: kLanes, load, store, broadcast, zero, add, subtract, multiply, multiplyAdd(a, b, c) = a *
+// b + c, max, power2(t) = 2^n as bits from t = n + kRoundMagic, horizontal sum and max.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/attention/kernels.h"
+
+namespace longsight {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_huge_valf();
+
+// Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+constexpr float kRoundMagic = 12582912.0f;
+
+inline float bf16ToFloat(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+
+// 2^x for x <= 0, relative error below 3e-7; 0 below -126.5 and for -inf. The polynomial of degree
+// 5 meets 2^f in the Chebyshev nodes of [-0.5, 0.5].
+template <typename V>
+inline typename V::Type exp2NonPositive(typename V::Type x) {
+  x = V::max(x, V::broadcast(-127.0f));
+  const auto shifted = V::add(x, V::broadcast(kRoundMagic));
+  const auto f = V::subtract(x, V::subtract(shifted, V::broadcast(kRoundMagic)));
+  auto p = V::multiplyAdd(V::broadcast(0.00133908633f), f, V::broadcast(0.00967603177f));
+  p = V::multiplyAdd(p, f, V::broadcast(0.0555035695f));
+  p = V::multiplyAdd(p, f, V::broadcast(0.240221068f));
+  p = V::multiplyAdd(p, f, V::broadcast(0.693147182f));
+  p = V::multiplyAdd(p, f, V::broadcast(1.00000012f));
+  return V::multiply(p, V::power2(shifted));
+}
+
+// c[kRows][2 vectors] += sum over k < depth of a(row, k) * b[k][2 vectors], with the element of row
+// and k at a[row * kRowStride + k * kDepthStride].
+template <typename V, int kRows, int kRowStride, int kDepthStride>
+inline void multiplyAccumulate(const float* a, const float* b, int32_t depth,
+                               typename V::Type (&c)[kRows][2]) {
+  for (int32_t k = 0; k < depth; ++k) {
+    const auto b0 = V::load(b);
+    const auto b1 = V::load(b + V::kLanes);
+#pragma GCC unroll 8
+    for (int row = 0; row < kRows; ++row) {
+      const auto scalar = V::broadcast(a[row * kRowStride]);
+      c[row][0] = V::multiplyAdd(scalar, b0, c[row][0]);
+      c[row][1] = V::multiplyAdd(scalar, b1, c[row][1]);
+    }
+    a += kDepthStride;
+    b += 2 * V::kLanes;
+  }
+}
+
+template <typename V, int kRows>
+struct Blocked {
+  static constexpr int32_t kPanel = 2 * V::kLanes;
+  static_assert(kTileKeys % kPanel == 0 && kDimMultiple % kPanel == 0);
+
+  // [block][dim][row]
+  static void packQueries(const float* const* rows, int32_t blocks, DimRanges dims, float scale,
+                          float* packed) {
+    for (int32_t block = 0; block < blocks; ++block, rows += kRows) {
+      for (const DimRange& range : dims.ranges) {
+        for (int32_t dim = range.begin; dim < range.end; ++dim) {
+          for (int32_t row = 0; row < kRows; ++row) {
+            *packed++ = rows[row] != nullptr ? rows[row][dim] * scale : 0.0f;
+          }
+        }
+      }
+    }
+  }
+
+  static const uint16_t* keyRow(const KeyRows& keys, int32_t key) {
+    const int64_t row = keys.columns != nullptr ? keys.columns[key] : keys.first + key;
+    return keys.matrix + row * keys.headDim;
+  }
+
+  // [panel][dim][column]
+  static void packKeys(const KeyRows& keys, DimRanges dims, float* packed) {
+    const int32_t count = dims.count();
+    for (int32_t begin = 0; begin < keys.count; begin += kPanel, packed += kPanel * count) {
+      const uint16_t* rows[kPanel];
+      for (int32_t i = 0; i < kPanel; ++i) {
+        rows[i] = begin + i < keys.count ? keyRow(keys, begin + i) : nullptr;
+      }
+      V::transposePanel(rows, dims, packed);
+    }
+  }
+
+  // [panel of dims][column][dim]
+  static void packValues(const KeyRows& values, float* packed) {
+    for (int32_t key = 0; key < values.count; ++key) {
+      const uint16_t* row = keyRow(values, key);
+      float* target = packed + key * kPanel;
+      const int32_t padded = (values.headDim + kDimMultiple - 1) / kDimMultiple * kDimMultiple;
+      for (int32_t dim = 0; dim < padded; dim += kPanel, target += kPanel * kTileKeys) {
+        if (dim + kPanel <= values.headDim) {
+          V::widen(row + dim, target);
+          V::widen(row + dim + V::kLanes, target + V::kLanes);
+          continue;
+        }
+        for (int32_t i = 0; i < kPanel; ++i) {
+          target[i] = dim + i < values.headDim ? bf16ToFloat(row[dim + i]) : 0.0f;
+        }
+      }
+    }
+  }
+
+  // Scores of a block of rows and `panels` panels of keys, [row][kTileKeys].
+  static void score(const float* queries, int32_t dims, const float* keys, int32_t panels,
+                    float* scores) {
+    for (int32_t panel = 0; panel < panels; ++panel) {
+      typename V::Type sum[kRows][2];
+      for (auto& row : sum) row[0] = row[1] = V::zero();
+      multiplyAccumulate<V, kRows, 1, kRows>(queries, keys + panel * dims * kPanel, dims, sum);
+      for (int row = 0; row < kRows; ++row) {
+        V::store(scores + row * kTileKeys + panel * kPanel, sum[row][0]);
+        V::store(scores + row * kTileKeys + panel * kPanel + V::kLanes, sum[row][1]);
+      }
+    }
+  }
+
+  // Turns a row's scores into weights relative to its running maximum.
+  static void weigh(float* scores, int32_t columns, float* maximum, float* sum, float* output,
+                    int64_t dims) {
+    auto most = V::load(scores);
+    for (int32_t i = V::kLanes; i < columns; i += V::kLanes)
+      most = V::max(most, V::load(scores + i));
+    const float tileMaximum = V::horizontalMax(most);
+    if (tileMaximum > *maximum) {
+      const auto shrink = exp2NonPositive<V>(V::broadcast(*maximum - tileMaximum));
+      float factor[V::kLanes];
+      V::store(factor, shrink);
+      *sum *= factor[0];
+      *maximum = tileMaximum;
+      if (output != nullptr) {
+        for (int64_t i = 0; i < dims; i += V::kLanes) {
+          V::store(output + i, V::multiply(V::load(output + i), shrink));
+        }
+      }
+    }
+    const auto reference = V::broadcast(*maximum);
+    auto total = V::zero();
+    for (int32_t i = 0; i < columns; i += V::kLanes) {
+      const auto weight = exp2NonPositive<V>(V::subtract(V::load(scores + i), reference));
+      V::store(scores + i, weight);
+      total = V::add(total, weight);
+    }
+    *sum += V::horizontalSum(total);
+  }
+
+  static void attend(const AttendTile& tile) {
+    for (int32_t block = 0; block < tile.blocks; ++block) {
+      const int64_t row0 = int64_t{block} * kRows;
+      int32_t begin[kRows];
+      int32_t end[kRows];
+      int32_t blockEnd = 0;
+      for (int row = 0; row < kRows; ++row) {
+        begin[row] = tile.visibleBegin != nullptr ? tile.visibleBegin[row0 + row] : 0;
+        end[row] = tile.visibleEnd != nullptr ? tile.visibleEnd[row0 + row] : tile.keyCount;
+        if (begin[row] < end[row] && end[row] > blockEnd) blockEnd = end[row];
+      }
+      if (blockEnd == 0) continue;
+
+      const int32_t panels = (blockEnd + kPanel - 1) / kPanel;
+      const int32_t columns = panels * kPanel;
+      score(tile.queries + row0 * tile.dims, tile.dims, tile.keys, panels, tile.scores);
+      for (int row = 0; row < kRows; ++row) {
+        float* scores = tile.scores + row * kTileKeys;
+        if (begin[row] >= end[row]) {
+          for (int32_t i = 0; i < columns; ++i) scores[i] = 0.0f;
+          continue;
+        }
+        for (int32_t i = 0; i < begin[row]; ++i) scores[i] = kMinusInfinity;
+        for (int32_t i = end[row]; i < columns; ++i) scores[i] = kMinusInfinity;
+        float* output = tile.state.output == nullptr
+                            ? nullptr
+                            : tile.state.output + (row0 + row) * tile.state.outputStride;
+        weigh(scores, columns, tile.state.maximum + row0 + row, tile.state.sum + row0 + row, output,
+              tile.state.outputStride);
+      }
+      if (tile.state.output == nullptr) continue;
+      addValues(tile, row0, blockEnd);
+    }
+  }
+
+  static void addValues(const AttendTile& tile, int64_t row0, int32_t keyCount) {
+    const int64_t stride = tile.state.outputStride;
+    for (int64_t dim = 0; dim < stride; dim += kPanel) {
+      float* output = tile.state.output + row0 * stride + dim;
+      typename V::Type sum[kRows][2];
+      for (int row = 0; row < kRows; ++row) {
+        sum[row][0] = V::load(output + row * stride);
+        sum[row][1] = V::load(output + row * stride + V::kLanes);
+      }
+      multiplyAccumulate<V, kRows, kTileKeys, 1>(tile.scores, tile.values + dim * kTileKeys,
+                                                 keyCount, sum);
+      for (int row = 0; row < kRows; ++row) {
+        V::store(output + row * stride, sum[row][0]);
+        V::store(output + row * stride + V::kLanes, sum[row][1]);
+      }
+    }
+  }
+
+  static void peaks(const PeakTile& tile) {
+    for (int32_t block = 0; block < tile.blocks; ++block) {
+      const float* queries = tile.queries + int64_t{block} * kRows * tile.dims;
+      const float* anchors = tile.anchors + int64_t{block} * kRows;
+      for (int32_t panel = 0; panel < kTileKeys / kPanel; ++panel) {
+        typename V::Type sum[kRows][2];
+        for (auto& row : sum) row[0] = row[1] = V::zero();
+        multiplyAccumulate<V, kRows, 1, kRows>(queries, tile.keys + panel * tile.dims * kPanel,
+                                               tile.dims, sum);
+        float* peaks = tile.peaks + panel * kPanel;
+        auto peak0 = V::load(peaks);
+        auto peak1 = V::load(peaks + V::kLanes);
+        for (int row = 0; row < kRows; ++row) {
+          const auto anchor = V::broadcast(anchors[row]);
+          peak0 = V::max(peak0, V::subtract(sum[row][0], anchor));
+          peak1 = V::max(peak1, V::subtract(sum[row][1], anchor));
+        }
+        V::store(peaks, peak0);
+        V::store(peaks + V::kLanes, peak1);
+      }
+    }
+  }
+
+  static constexpr AttentionKernels table(InstructionSet set) {
+    return {set, kRows, kPanel, packQueries, packKeys, packValues, attend, peaks};
+  }
+};
+
+}  // namespace
+}  // namespace longsight

@@ -1,0 +1,87 @@
+// What an instruction set contributes to attention. native/cpu/attention.cpp holds all the rest.
+//
+// Everything works on a tile of up to kTileKeys columns, unpacked from bf16 to f32 once and then
+// used by all rows of a work item. Rows come in blocks of `blockRows`, columns in panels of
+// `panelColumns`: a block times a panel is what fits the registers. Only the functions here know
+// the order of packed elements. Scores are in base 2: queries are packed times scale * log2(e).
+#pragma once
+
+#include <cstdint>
+
+#include "attention/score_dims.h"
+#include "kernels/cpu/instruction_set.h"
+
+namespace longsight {
+
+// A tile's keys and values (32 KiB at d = 64) stay in the first two cache levels.
+inline constexpr int32_t kTileKeys = 64;
+// Values are packed with zeros up to a multiple of this many dimensions.
+inline constexpr int32_t kDimMultiple = 16;
+
+// Rows of a bf16 matrix [row][headDim]: count <= kTileKeys of them, either the listed ones or those
+// from `first` on. No other row is read.
+struct KeyRows {
+  const uint16_t* matrix;
+  int32_t headDim;
+  const int32_t* columns;  // null: consecutive rows
+  int64_t first;           // of consecutive rows
+  int32_t count;
+};
+
+// The running softmax of rows; arrays are padded to whole blocks of rows.
+struct RowState {
+  float* maximum;  // -inf before the first column
+  float* sum;      // of 2^(score - maximum)
+  float* output;   // [row][outputStride], weighted by 2^(score - maximum); null: not wanted
+  int64_t outputStride;
+};
+
+struct AttendTile {
+  const float* queries;  // packed blocks
+  int32_t blocks;
+  int32_t dims;         // of a query and a key
+  const float* keys;    // packed
+  const float* values;  // packed; null when state.output is
+  int32_t keyCount;
+  // Row i sees keys [visibleBegin[i], visibleEnd[i]) of the tile; null: from 0, to keyCount.
+  const int32_t* visibleBegin;
+  const int32_t* visibleEnd;
+  RowState state;
+  float* scores;  // scratch, blockRows * kTileKeys
+};
+
+struct PeakTile {
+  const float* queries;  // packed blocks
+  int32_t blocks;
+  int32_t dims;
+  const float* anchors;  // one a row, base 2; +inf: the row does not count
+  const float* keys;     // packed, kTileKeys columns (the rest zero)
+  float* peaks;          // [kTileKeys], becomes the maximum of itself and (score - anchor)
+};
+
+struct AttentionKernels {
+  InstructionSet set;
+  int32_t blockRows;
+  int32_t panelColumns;
+
+  // Packs `blocks` blocks of rows; rows[i] points to headDim floats, null becomes zeros.
+  // packed: blocks * blockRows * dims.count() floats.
+  void (*packQueries)(const float* const* rows, int32_t blocks, DimRanges dims, float scale,
+                      float* packed);
+  // packed: kTileKeys * dims.count() floats. Columns up to the next panel become zeros.
+  void (*packKeys)(const KeyRows& keys, DimRanges dims, float* packed);
+  // packed: kTileKeys * (headDim rounded up to kDimMultiple) floats.
+  void (*packValues)(const KeyRows& values, float* packed);
+
+  void (*attend)(const AttendTile& tile);
+  void (*peaks)(const PeakTile& tile);
+};
+
+const AttentionKernels* portableAttentionKernels();
+// Null where this build does not contain them.
+const AttentionKernels* avx2AttentionKernels();
+
+// Those of the best set at or below `set` that has kernels of its own.
+const AttentionKernels& attentionKernels(InstructionSet set);
+
+}  // namespace longsight

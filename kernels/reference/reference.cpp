@@ -1,0 +1,147 @@
+#include "kernels/reference/reference.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "attention/geometry.h"
+
+namespace longsight::reference {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double widen(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+const uint16_t* cacheRow(const AttentionTask& task, const uint16_t* base, int32_t head,
+                         int64_t row) {
+  const int64_t kvHead = head / (task.heads / task.kv.kvHeads);
+  return base + (kvHead * task.kv.capacityRows + row) * task.kv.headDim;
+}
+
+double score(const AttentionTask& task, int32_t head, int64_t row, int64_t column,
+             const DimRanges& dims) {
+  const float* query =
+      task.queries + ((row - task.segment.begin) * task.heads + head) * task.kv.headDim;
+  const uint16_t* key = cacheRow(task, task.kv.keys, head, column);
+  double sum = 0.0;
+  for (const DimRange& range : dims.ranges) {
+    for (int32_t dim = range.begin; dim < range.end; ++dim) sum += query[dim] * widen(key[dim]);
+  }
+  return sum * task.scale;
+}
+
+std::vector<double> scores(const AttentionTask& task, int32_t head, int64_t row) {
+  const DimRanges dims = allDims(task.kv.headDim);
+  std::vector<double> result;
+  for (int64_t column = 0; column <= row; ++column) {
+    result.push_back(score(task, head, row, column, dims));
+  }
+  return result;
+}
+
+// Marks the columns up to row that it attends to.
+std::vector<bool> attended(const AttentionTask& task, const Kept& kept, int64_t row) {
+  std::vector<bool> result(static_cast<size_t>(row) + 1, kept.dense);
+  if (kept.dense) return result;
+  for (const int32_t column : kept.list) {
+    if (column <= row) result[static_cast<size_t>(column)] = true;
+  }
+  for (int64_t column = 0; column <= row; ++column) {
+    if (!isRemote(row, column, task.segment.windowTokens, task.params->sinkTokens)) {
+      result[static_cast<size_t>(column)] = true;
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<double> peaks(const AttentionTask& task, int32_t head) {
+  const DimRanges dims = scoreDimRanges(task.params->scoreDims, task.ropeStyle, task.kv.headDim);
+  std::vector<double> result(static_cast<size_t>(task.segment.end), -kInfinity);
+  for (const int64_t row : votingRows(task.segment)) {
+    const std::vector<double> exact = scores(task, head, row);
+    const auto remote = [&](int64_t column) {
+      return isRemote(row, column, task.segment.windowTokens, task.params->sinkTokens);
+    };
+    double most = -kInfinity;
+    for (int64_t column = 0; column <= row; ++column) {
+      if (!remote(column)) most = std::max(most, exact[static_cast<size_t>(column)]);
+    }
+    double sum = 0.0;
+    for (int64_t column = 0; column <= row; ++column) {
+      if (!remote(column)) sum += std::exp(exact[static_cast<size_t>(column)] - most);
+    }
+    const double anchor = most + std::log(sum);
+    for (int64_t column = 0; column <= row; ++column) {
+      if (!remote(column)) continue;
+      double& peak = result[static_cast<size_t>(column)];
+      peak = std::max(peak, score(task, head, row, column, dims) - anchor);
+    }
+  }
+  return result;
+}
+
+std::vector<int32_t> columnList(const AttentionTask& task, std::span<const double> peaks) {
+  std::vector<int32_t> result;
+  const double cut = std::log(task.params->epsilon);
+  for (size_t column = 0; column < peaks.size(); ++column) {
+    const bool remote = isRemote(task.segment.end - 1, static_cast<int64_t>(column),
+                                 task.segment.windowTokens, task.params->sinkTokens);
+    if (remote && peaks[column] >= cut) result.push_back(static_cast<int32_t>(column));
+  }
+  return result;
+}
+
+bool fallsBackToDense(const AttentionTask& task, int64_t listLength) {
+  return static_cast<double>(listLength) >
+         task.params->maxListShare * static_cast<double>(task.segment.end);
+}
+
+std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t row,
+                              const Kept& kept) {
+  const std::vector<double> exact = scores(task, head, row);
+  const std::vector<bool> visible = attended(task, kept, row);
+  double most = -kInfinity;
+  for (size_t column = 0; column < exact.size(); ++column) {
+    if (visible[column]) most = std::max(most, exact[column]);
+  }
+  double sum = 0.0;
+  std::vector<double> result(static_cast<size_t>(task.kv.headDim), 0.0);
+  for (size_t column = 0; column < exact.size(); ++column) {
+    if (!visible[column]) continue;
+    const double weight = std::exp(exact[column] - most);
+    const uint16_t* value = cacheRow(task, task.kv.values, head, static_cast<int64_t>(column));
+    sum += weight;
+    for (size_t dim = 0; dim < result.size(); ++dim) result[dim] += weight * widen(value[dim]);
+  }
+  for (double& value : result) value /= sum;
+  return result;
+}
+
+double coverage(const AttentionTask& task, int32_t head, int64_t row, const Kept& kept) {
+  const std::vector<double> exact = scores(task, head, row);
+  const std::vector<bool> visible = attended(task, kept, row);
+  const double most = *std::max_element(exact.begin(), exact.end());
+  double keptMass = 0.0;
+  double allMass = 0.0;
+  for (size_t column = 0; column < exact.size(); ++column) {
+    const double mass = std::exp(exact[column] - most);
+    allMass += mass;
+    if (visible[column]) keptMass += mass;
+  }
+  return keptMass / allMass;
+}
+
+int64_t keptPairs(const AttentionTask& task, const Kept& kept) {
+  int64_t pairs = 0;
+  for (int64_t row = task.segment.begin; row < task.segment.end; ++row) {
+    const std::vector<bool> visible = attended(task, kept, row);
+    pairs += std::count(visible.begin(), visible.end(), true);
+  }
+  return pairs;
+}
+
+}  // namespace longsight::reference

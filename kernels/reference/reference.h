@@ -1,0 +1,39 @@
+// SampleAttention in double precision with plain loops: what every backend is tested against.
+// One function a stage of docs/sample-attention.md; reads queries, keys and values as stored.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cpu/attention.h"
+
+namespace longsight::reference {
+
+// Stage 1: peak of each column in [0, segment.end), natural logarithm; -inf where no voter sees the
+// column as remote. The segment must not be dense.
+std::vector<double> peaks(const AttentionTask& task, int32_t head);
+
+// Stage 2: columns that are kept, ascending.
+std::vector<int32_t> columnList(const AttentionTask& task, std::span<const double> peaks);
+
+// Stage 2: whether a list of this length makes the head dense.
+bool fallsBackToDense(const AttentionTask& task, int64_t listLength);
+
+// What a head keeps in a segment: everything when `dense`, else sinks, window and list.
+struct Kept {
+  bool dense = false;
+  std::vector<int32_t> list;
+};
+
+// Stage 3 for one row of the segment: headDim values.
+std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t row,
+                              const Kept& kept);
+
+// Share of the row's probability over all columns that the kept ones hold.
+double coverage(const AttentionTask& task, int32_t head, int64_t row, const Kept& kept);
+
+// Pairs (row, column) of the segment that are attended, counted one by one.
+int64_t keptPairs(const AttentionTask& task, const Kept& kept);
+
+}  // namespace longsight::reference

@@ -1,0 +1,151 @@
+// Speed of attention on this machine, beside the measured peak of f32 multiply-adds.
+//   attention_bench [--tokens N] [--heads H] [--kv-heads K] [--dim D] [--threads T] [--rows R]
+//                   [--density X] [--repeat N]
+// Computes the last R rows of N as dense and as sparse. For the sparse run every key that should be
+// kept (a share X of them) points the way of all queries, so that X is about the remote density.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "attention_case.h"
+
+using namespace longsight;
+
+namespace {
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Independent chains of multiply-adds that never leave the registers.
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) float chains(int64_t rounds) {
+  const __m256 a = _mm256_set1_ps(0.5f);
+  const __m256 b = _mm256_set1_ps(1.0f);
+  __m256 sums[12];
+  for (__m256& sum : sums) sum = _mm256_setzero_ps();
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (__m256& sum : sums) {
+      sum = _mm256_fmadd_ps(sum, a, b);
+      asm volatile("" : "+x"(sum));  // else the compiler merges equal chains
+    }
+  }
+  float total = 0;
+  for (const __m256& sum : sums) total += _mm256_cvtss_f32(sum);
+  return total;
+}
+constexpr double kFlopPerRound = 12 * 8 * 2;
+#else
+float chains(int64_t rounds) {
+  float sums[32] = {};
+  for (int64_t i = 0; i < rounds; ++i) {
+    for (float& sum : sums) sum = sum * 0.5f + 1.0f;
+  }
+  return sums[0];
+}
+constexpr double kFlopPerRound = 32 * 2;
+#endif
+
+double peakGflops(ThreadPool& pool) {
+  constexpr int64_t kRounds = 40'000'000;
+  std::vector<float> sink(static_cast<size_t>(pool.threads()));
+  double best = 0;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    const double start = seconds();
+    pool.forEach(pool.threads(),
+                 [&](int64_t item, int32_t) { sink[static_cast<size_t>(item)] = chains(kRounds); });
+    best = std::max(best, kRounds * kFlopPerRound * pool.threads() / (seconds() - start) / 1e9);
+  }
+  return best;
+}
+
+struct Options {
+  int64_t tokens = 8192;
+  int64_t rows = 2048;
+  int32_t heads = 9;
+  int32_t kvHeads = 3;
+  int32_t dim = 64;
+  int32_t threads = 2;
+  int repeat = 3;
+  double density = 0.1;
+};
+
+double bestSeconds(test::AttentionCase& attention, ThreadPool& pool, int repeat) {
+  double best = 1e9;
+  for (int i = 0; i < repeat; ++i) {
+    const double start = seconds();
+    attention.run(pool);
+    best = std::min(best, seconds() - start);
+  }
+  return best;
+}
+
+void report(const char* name, const test::AttentionCase& attention, double time, double peak) {
+  double kept = 0;
+  double causal = 0;
+  for (const HeadAttention& head : attention.heads) {
+    kept += static_cast<double>(head.keptPairs);
+    causal += static_cast<double>(head.causalPairs);
+  }
+  const double gflops = kept * attention.task.kv.headDim * 4 / time / 1e9;
+  std::printf("%-7s %9.3f ms  density %.3f  %7.1f GFLOP/s of kept pairs (%.0f %% of peak)\n", name,
+              time * 1e3, kept / causal, gflops, gflops / peak * 100);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i];
+    const double value = std::atof(argv[i + 1]);
+    if (name == "--tokens") o.tokens = static_cast<int64_t>(value);
+    if (name == "--rows") o.rows = static_cast<int64_t>(value);
+    if (name == "--heads") o.heads = static_cast<int32_t>(value);
+    if (name == "--kv-heads") o.kvHeads = static_cast<int32_t>(value);
+    if (name == "--dim") o.dim = static_cast<int32_t>(value);
+    if (name == "--threads") o.threads = static_cast<int32_t>(value);
+    if (name == "--repeat") o.repeat = static_cast<int>(value);
+    if (name == "--density") o.density = value;
+  }
+  o.rows = std::min(o.rows, o.tokens);
+  ThreadPool pool(o.threads);
+  const double peak = peakGflops(pool);
+  std::printf("f32 multiply-add peak, %d threads: %.1f GFLOP/s\n", o.threads, peak);
+  std::printf("rows %lld to %lld, %d/%d heads, d = %d, instruction set %s\n",
+              static_cast<long long>(o.tokens - o.rows), static_cast<long long>(o.tokens), o.heads,
+              o.kvHeads, o.dim,
+              std::getenv("LONGSIGHT_CPU") != nullptr ? std::getenv("LONGSIGHT_CPU") : "(best)");
+
+  SampleAttentionParams params;
+  Segment segment{o.tokens - o.rows, o.tokens, true, 0, 0};
+  std::mt19937_64 random(1);
+  {
+    test::AttentionCase dense({o.heads, o.kvHeads, o.dim}, segment, params, random);
+    report("dense", dense, bestSeconds(dense, pool, o.repeat), peak);
+  }
+  segment = {o.tokens - o.rows, o.tokens, false, params.sampleStride, params.windowTokens};
+  test::AttentionCase sparse({o.heads, o.kvHeads, o.dim}, segment, params, random);
+  // In the last score dim: every query holds 16, a kept key 10, any other -10.
+  std::uniform_real_distribution<double> share;
+  const auto dim = static_cast<int64_t>(o.dim) - 1;
+  for (int64_t row = segment.begin; row < segment.end; ++row) {
+    for (int32_t head = 0; head < o.heads; ++head) sparse.query(row, head)[dim] = 16.0f;
+  }
+  for (int32_t head = 0; head < o.kvHeads; ++head) {
+    for (int64_t row = 0; row < o.tokens; ++row) {
+      sparse.key(head, row)[dim] = test::toBf16(share(random) < o.density ? 10.0f : -10.0f);
+    }
+  }
+  report("sparse", sparse, bestSeconds(sparse, pool, o.repeat), peak);
+  return 0;
+}

@@ -1,0 +1,109 @@
+#include "attention_case.h"
+
+#include <bit>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+
+namespace longsight::test {
+namespace {
+
+constexpr int64_t kGuardFloats = 64;
+constexpr uint32_t kGuardBits = 0x7fc0dead;  // a NaN
+constexpr int64_t kGarbageRows = 70;
+constexpr uint16_t kNanBf16 = 0x7fc1;
+
+}  // namespace
+
+uint64_t seed() {
+  static const uint64_t value = [] {
+    const char* fixed = std::getenv("LONGSIGHT_TEST_SEED");
+    const uint64_t chosen =
+        fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
+    std::printf("LONGSIGHT_TEST_SEED=%llu\n", static_cast<unsigned long long>(chosen));
+    return chosen;
+  }();
+  return value;
+}
+
+uint16_t toBf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+float fromBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+AttentionCase::AttentionCase(const Shape& shape, const Segment& segment,
+                             const SampleAttentionParams& chosen, std::mt19937_64& random)
+    : params(chosen) {
+  const int64_t rows = segment.end - segment.begin;
+  const int64_t capacity = segment.end + kGarbageRows;
+  const int64_t dim = shape.headDim;
+  std::normal_distribution<float> normal;
+  queries_.resize(static_cast<size_t>(rows * shape.heads * dim));
+  for (float& x : queries_) x = normal(random);
+  keys_.assign(static_cast<size_t>(capacity * shape.kvHeads * dim), kNanBf16);
+  values_ = keys_;
+  for (int64_t head = 0; head < shape.kvHeads; ++head) {
+    for (int64_t i = head * capacity * dim; i < (head * capacity + segment.end) * dim; ++i) {
+      keys_[static_cast<size_t>(i)] = toBf16(normal(random));
+      values_[static_cast<size_t>(i)] = toBf16(normal(random));
+    }
+  }
+  output_.resize(queries_.size() + 2 * kGuardFloats);
+  poisonOutput();
+
+  task.segment = segment;
+  task.params = &params;
+  task.queries = queries_.data();
+  task.output = output_.data() + kGuardFloats;
+  task.heads = shape.heads;
+  task.kv = {keys_.data(), values_.data(), capacity, shape.kvHeads, shape.headDim};
+  task.scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  task.outputBegin = segment.begin;
+  task.scratch = &scratch;
+}
+
+float* AttentionCase::query(int64_t row, int32_t head) {
+  return queries_.data() +
+         ((row - task.segment.begin) * task.heads + head) * int64_t{task.kv.headDim};
+}
+
+const float* AttentionCase::output(int64_t row, int32_t head) const {
+  return task.output + ((row - task.segment.begin) * task.heads + head) * int64_t{task.kv.headDim};
+}
+
+uint16_t* AttentionCase::key(int32_t kvHead, int64_t row) {
+  return keys_.data() + (kvHead * task.kv.capacityRows + row) * task.kv.headDim;
+}
+
+uint16_t* AttentionCase::value(int32_t kvHead, int64_t row) {
+  return values_.data() + (kvHead * task.kv.capacityRows + row) * task.kv.headDim;
+}
+
+std::vector<float> AttentionCase::outputs() const {
+  for (int64_t i = 0; i < kGuardFloats; ++i) {
+    const auto before = std::bit_cast<uint32_t>(output_[static_cast<size_t>(i)]);
+    const auto after =
+        std::bit_cast<uint32_t>(output_[output_.size() - 1 - static_cast<size_t>(i)]);
+    if (before != kGuardBits || after != kGuardBits) {
+      throw std::runtime_error("output was written outside its bounds");
+    }
+  }
+  return {output_.begin() + kGuardFloats, output_.end() - kGuardFloats};
+}
+
+void AttentionCase::poisonOutput() {
+  for (float& x : output_) x = std::bit_cast<float>(kGuardBits);
+}
+
+bool AttentionCase::run(ThreadPool& pool) { return runAttention(task, pool, cancel, heads); }
+
+bool AttentionCase::run(int32_t threads) {
+  ThreadPool pool(threads);
+  return run(pool);
+}
+
+}  // namespace longsight::test
