@@ -26,6 +26,7 @@ import { setup } from './setup.mjs';
 const oldestNode = 'node20';
 const sharedLibrary = /\.(node|so)$/;
 
+const bundleInputs = inRoot('build/bundle-inputs.json');
 const flags = ['debug', 'tests', 'js'];
 
 /** @param {{ debug?: boolean, tests?: boolean, js?: boolean }} [options] see above */
@@ -101,6 +102,7 @@ async function bundle(debug) {
   const results = await Promise.allSettled([
     esbuild.build({
       ...node,
+      metafile: true,
       entryPoints: {
         extension: 'extension/extension.ts',
         worker: 'extension/engine/worker.ts',
@@ -111,6 +113,7 @@ async function bundle(debug) {
     }),
     esbuild.build({
       ...web,
+      metafile: true,
       entryPoints: { chat: 'extension/webview/chat.ts', stats: 'extension/webview/stats.ts' },
       outdir: 'dist/webview',
     }),
@@ -119,6 +122,8 @@ async function bundle(debug) {
       sourcemap: 'inline',
       entryPoints: tests,
       outbase: 'test',
+      // Parts of mocha that only run files in parallel.
+      logOverride: { 'require-resolve-not-external': 'silent' },
       outdir: 'out-test',
       external: ['vscode', 'esbuild', 'eslint', 'playwright-core'],
     }),
@@ -127,8 +132,20 @@ async function bundle(debug) {
   // esbuild has printed the places.
   const failed = results.filter((result) => result.status === 'rejected');
   if (failed.length > 0) throw new Problem('Bundling failed.');
+  const inputs = results.flatMap(({ value }) => Object.keys(value.metafile?.inputs ?? {}));
+  mkdirSync(inRoot('build'), { recursive: true });
+  writeFileSync(bundleInputs, JSON.stringify(inputs));
   chmodSync(inRoot('dist/cli.js'), 0o755);
   say(`✓ Bundling (${((performance.now() - begin) / 1000).toFixed(1)} s)`);
+}
+
+/** Names of the npm packages whose code is in dist/. */
+export function bundledPackages() {
+  const names = JSON.parse(readFileSync(bundleInputs, 'utf8'))
+    .map((file) => file.split('node_modules/').slice(1).pop())
+    .filter((inside) => inside !== undefined)
+    .map((inside) => inside.match(/^(@[^/]+\/)?[^/]+/)[0]);
+  return [...new Set(names)].sort();
 }
 
 /** Test files and the entries of suites; relative to the repository. */
