@@ -56,6 +56,7 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
   task.kv = cache_.layer(layer);
   task.scale = spec().attentionScale;
   task.outputBegin = outputBegin;
+  task.scratch = &attentionScratch_;
   return runAttention(task, pool_, cancel, heads);
 }
 

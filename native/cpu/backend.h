@@ -67,7 +67,7 @@ class CpuBackend {
   int64_t capacityRows() const { return cache_.capacityRows(); }
   uint64_t kvBytes() const { return cache_.bytes(); }
   uint64_t weightBytes() const { return weights_->bytes(); }
-  uint64_t scratchBytes() const { return graphs_.scratchBytes(); }
+  uint64_t scratchBytes() const { return graphs_.scratchBytes() + attentionScratch_.bytes(); }
   // Since construction.
   const ForwardTimes& times() const { return times_; }
 
@@ -81,6 +81,7 @@ class CpuBackend {
   std::shared_ptr<const Weights> weights_;
   KvCache cache_;
   ThreadPool pool_;
+  AttentionScratch attentionScratch_;
   LinearGraphs graphs_;
   ForwardTimes times_;
 };
