@@ -3,7 +3,7 @@
 // machine hits all of them; the best burst counts, the median is shown beside it.
 //
 //   linear_bench LIBS [--sets a,b] [--types Q4_1,Q4_K] [--shapes 576x1536,...] [--rows 1,512]
-//                [--threads 2] [--bursts 7] [--no-ggml] [--cpu-time]
+//                [--threads 2] [--bursts 15] [--no-ggml] [--cpu-time]
 // LIBS: folder with ggml's CPU variants.
 #include <algorithm>
 #include <chrono>
@@ -148,7 +148,7 @@ struct Candidate {
 };
 
 void measure(std::vector<Candidate>& candidates, int bursts, int cpuTimeThreads) {
-  constexpr double kBurstSeconds = 0.03;
+  constexpr double kBurstSeconds = 0.01;
   for (Candidate& c : candidates) {
     c.run();
     const Stopwatch watch(cpuTimeThreads);
@@ -252,7 +252,7 @@ struct Options {
   std::vector<std::string> shapes = {"576x576",   "576x192",  "576x1536",  "1536x576",
                                      "576x49152", "896x4864", "4096x4096", "4096x14336"};
   int threads = 2;
-  int bursts = 7;
+  int bursts = 15;
   bool ggml = true;
   bool cpuTime = false;
 };
@@ -345,13 +345,13 @@ void runBench(const Options& options) {
           LinearScratch scratch(std::min<int64_t>(rows, 1024), columns, options.threads, *set);
           std::vector<Candidate> candidates;
           candidates.push_back({"peak", [&] {
-                                  constexpr int64_t kRounds = 100000;
+                                  constexpr int64_t kItems = 32, kRounds = 20000;
                                   double one = 0.0;
-                                  pool.forEach(options.threads, [&](int64_t item, int32_t) {
+                                  pool.forEach(kItems, [&](int64_t item, int32_t) {
                                     const double done = runPeak(*set, kRounds);
                                     if (item == 0) one = done;
                                   });
-                                  return one * options.threads;
+                                  return one * kItems;
                                 }});
           candidates.push_back({"own", [&] {
                                   multiply(activations.data(), rows, columns,

@@ -291,9 +291,8 @@ TEST_P(LinearOnEachSet, bitsDependOnNeitherThreadsNorNeighbours) {
 }
 
 TEST_P(LinearOnEachSet, ownExpansionHasTheBitsOfGgml) {
-  const LinearKernels* all[] = {portableLinearKernels(), avx2LinearKernels(), avx512LinearKernels(),
-                                avx512bf16LinearKernels()};
-  const LinearKernels* kernels = all[static_cast<int>(GetParam())];
+  const LinearKernels* kernels = linearKernels(GetParam());
+  ASSERT_NE(kernels, nullptr);
   ASSERT_EQ(kernels->set, GetParam());
   std::mt19937 random(seed());
   int checked = 0;

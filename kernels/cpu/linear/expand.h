@@ -41,8 +41,7 @@ inline float halfToFloat(uint16_t bits) {
   std::memcpy(&value, &raw, sizeof(value));
   value *= 0x1p112f;
   std::memcpy(&raw, &value, sizeof(raw));
-  if (rest >= 0x0f800000u) raw = rest | 0x7f800000u;  // infinity, NaN
-  raw |= sign;
+  raw |= sign | (rest >= 0x0f800000u ? 0x7f800000u : 0u);  // infinity, NaN
   std::memcpy(&value, &raw, sizeof(value));
   return value;
 #endif
@@ -74,24 +73,47 @@ void expandBf16(const void* source, float* __restrict target, int64_t count) {
   }
 }
 
-// Block of 32: half d, 16 bytes; low nibbles first.
+// 32 nibbles of 16 bytes, the low ones first: target = (nibble - bias) * d, then + m where HasM.
+template <int Bias, bool HasM>
+inline void expandNibbles(const uint8_t* __restrict source, float* __restrict target, float d,
+                          float m) {
+#if defined(__AVX2__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+  const __m128i mask = _mm_set1_epi8(15);
+  const __m128i low = _mm_and_si128(bytes, mask);
+  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+  const __m128i eights[4] = {low, _mm_srli_si128(low, 8), high, _mm_srli_si128(high, 8)};
+  for (int i = 0; i < 4; ++i) {
+    const __m256i q = _mm256_sub_epi32(_mm256_cvtepu8_epi32(eights[i]), _mm256_set1_epi32(Bias));
+    __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(q), _mm256_set1_ps(d));
+    if constexpr (HasM) value = _mm256_add_ps(value, _mm256_set1_ps(m));
+    _mm256_storeu_ps(target + 8 * i, value);
+  }
+#else
+  for (int j = 0; j < 16; ++j) {
+    const float value = static_cast<float>((source[j] & 15) - Bias) * d;
+    target[j] = HasM ? value + m : value;
+  }
+  for (int j = 0; j < 16; ++j) {
+    const float value = static_cast<float>((source[j] >> 4) - Bias) * d;
+    target[16 + j] = HasM ? value + m : value;
+  }
+#endif
+}
+
+// Block of 32: half d, 16 bytes.
 void expandQ4_0(const void* source, float* __restrict target, int64_t count) {
-  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  const uint8_t* block = static_cast<const uint8_t*>(source);
   for (int64_t i = 0; i < count; i += 32, block += 18, target += 32) {
-    const float d = loadHalf(block);
-    for (int j = 0; j < 16; ++j) target[j] = static_cast<float>((block[2 + j] & 15) - 8) * d;
-    for (int j = 0; j < 16; ++j) target[16 + j] = static_cast<float>((block[2 + j] >> 4) - 8) * d;
+    expandNibbles<8, false>(block + 2, target, loadHalf(block), 0.0f);
   }
 }
 
-// Block of 32: half d, half m, 16 bytes; low nibbles first.
+// Block of 32: half d, half m, 16 bytes.
 void expandQ4_1(const void* source, float* __restrict target, int64_t count) {
-  const uint8_t* __restrict block = static_cast<const uint8_t*>(source);
+  const uint8_t* block = static_cast<const uint8_t*>(source);
   for (int64_t i = 0; i < count; i += 32, block += 20, target += 32) {
-    const float d = loadHalf(block);
-    const float m = loadHalf(block + 2);
-    for (int j = 0; j < 16; ++j) target[j] = static_cast<float>(block[4 + j] & 15) * d + m;
-    for (int j = 0; j < 16; ++j) target[16 + j] = static_cast<float>(block[4 + j] >> 4) * d + m;
+    expandNibbles<0, true>(block + 4, target, loadHalf(block), loadHalf(block + 2));
   }
 }
 
@@ -145,16 +167,14 @@ void expandQ6_K(const void* source, float* __restrict target, int64_t count) {
       const uint8_t* __restrict low = block + 64 * half;
       const uint8_t* __restrict high = block + 128 + 32 * half;
       const uint8_t* scales = block + 192 + 8 * half;
-      for (int s = 0; s < 4; ++s) {
-        for (int part = 0; part < 2; ++part, target += 16) {
-          const float scale = d * static_cast<float>(static_cast<int8_t>(scales[2 * s + part]));
-          const uint8_t* __restrict l = low + 32 * (s & 1) + 16 * part;
-          const uint8_t* __restrict h = high + 16 * part;
-          const int lowShift = s < 2 ? 0 : 4;
-          for (int j = 0; j < 16; ++j) {
-            const int q = ((l[j] >> lowShift) & 15) | (((h[j] >> (2 * s)) & 3) << 4);
-            target[j] = scale * static_cast<float>(q - 32);
-          }
+      for (int s = 0; s < 4; ++s, target += 32) {
+        const float first = d * static_cast<float>(static_cast<int8_t>(scales[2 * s]));
+        const float second = d * static_cast<float>(static_cast<int8_t>(scales[2 * s + 1]));
+        const uint8_t* __restrict l = low + 32 * (s & 1);
+        const int lowShift = s < 2 ? 0 : 4;
+        for (int j = 0; j < 32; ++j) {
+          const int q = ((l[j] >> lowShift) & 15) | (((high[j] >> (2 * s)) & 3) << 4);
+          target[j] = (j < 16 ? first : second) * static_cast<float>(q - 32);
         }
       }
     }

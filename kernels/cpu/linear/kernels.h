@@ -66,7 +66,9 @@ struct LinearKernels {
                        int64_t depth, float* c, int64_t cStride, bool accumulate);
 };
 
-// Null where this build does not contain the set.
+// Null where the set does not run.
+const LinearKernels* linearKernels(InstructionSet set);
+
 const LinearKernels* portableLinearKernels();
 const LinearKernels* avx2LinearKernels();
 const LinearKernels* avx512LinearKernels();

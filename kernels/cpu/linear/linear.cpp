@@ -22,37 +22,22 @@ int64_t roundUp(int64_t value, int64_t multiple) {
 
 int64_t ceilDivide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-const LinearKernels& kernelsFor(InstructionSet set) {
-  const LinearKernels* kernels = nullptr;
-  if (instructionSetRuns(set)) {
-    switch (set) {
-      case InstructionSet::portable:
-        kernels = portableLinearKernels();
-        break;
-      case InstructionSet::avx2:
-        kernels = avx2LinearKernels();
-        break;
-      case InstructionSet::avx512:
-        kernels = avx512LinearKernels();
-        break;
-      case InstructionSet::avx512bf16:
-        kernels = avx512bf16LinearKernels();
-        break;
-    }
-  }
-  if (kernels == nullptr) {
-    throw std::invalid_argument(std::string("linear layers: this machine does not run ") +
-                                instructionSetName(set));
-  }
-  return *kernels;
-}
-
 ExpandRow expanderFor(const LinearKernels& kernels, ggml_type type) {
   if (ExpandRow own = kernels.expander(type)) return own;
   return ggml_get_type_traits(type)->to_float;
 }
 
 }  // namespace
+
+const LinearKernels* linearKernels(InstructionSet set) {
+  if (!instructionSetRuns(set)) return nullptr;
+#if defined(__x86_64__)
+  if (set == InstructionSet::avx512bf16) return avx512bf16LinearKernels();
+  if (set == InstructionSet::avx512) return avx512LinearKernels();
+  if (set == InstructionSet::avx2) return avx2LinearKernels();
+#endif
+  return portableLinearKernels();
+}
 
 bool isLinearType(ggml_type type) {
   if (type < 0 || type >= GGML_TYPE_COUNT) return false;
@@ -83,7 +68,11 @@ LinearScratch::Layout LinearScratch::layoutFor(int64_t maxRows, int64_t maxColum
                                 std::to_string(threads) + " threads");
   }
   Layout layout{};
-  layout.kernels = &kernelsFor(set);
+  layout.kernels = linearKernels(set);
+  if (layout.kernels == nullptr) {
+    throw std::invalid_argument(std::string("linear layers: this machine does not run ") +
+                                instructionSetName(set));
+  }
   layout.maxRows = maxRows;
   layout.maxColumns = maxColumns;
   layout.threads = threads;
