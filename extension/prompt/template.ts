@@ -28,6 +28,7 @@ export type RenderedPiece = Piece & { source: { message: number; text: number } 
 // Models write "today" into their system prompt; a date that changes would make every day's first
 // question read the whole workspace again. This is the date of Llama 3's own fallback.
 const fixedDate = '26 Jul 2024';
+const noClock = `{% macro strftime_now(format) %}${fixedDate}{% endmacro %}`;
 
 /**
  * The messages as this model expects them, up to where its answer begins. The first message is the
@@ -49,7 +50,7 @@ export function renderChat(format: ChatFormat, messages: readonly Message[]): Re
 function renderJinja(format: ChatFormat, messages: readonly Message[]): RenderedPiece[] {
   let template: Template;
   try {
-    template = new Template(format.chatTemplate);
+    template = new Template(noClock + format.chatTemplate);
   } catch (error) {
     throw badTemplate(`cannot be parsed: ${messageOf(error)}`);
   }
@@ -93,7 +94,6 @@ function renderGroups(
     bos_token: format.bosText,
     eos_token: format.eosText,
     date_string: fixedDate,
-    strftime_now: () => fixedDate,
   });
 
   const pieces: RenderedPiece[] = [];
