@@ -83,12 +83,14 @@ export default defineConfig(
   // Escape codes are how one speaks to a terminal.
   { rules: { 'no-control-regex': 'off' } },
   {
-    files: ['**/*.mjs'],
+    files: ['**/*.{mjs,cjs}'],
     languageOptions: {
       globals: Object.fromEntries(
         [
           'console',
           'process',
+          'require',
+          'module',
           'performance',
           'setTimeout',
           'clearTimeout',

@@ -35,7 +35,7 @@ export async function installCodeServer() {
     fs.rmSync(readyMark, { force: true });
     fs.writeFileSync(path.join(home, 'package.json'), '{ "private": true }\n');
     const install = ['install', '--save-exact', '--no-audit', '--no-fund'];
-    const { npm_config_prefix: _, ...env } = cleanEnvironment();
+    const env = cleanEnvironment();
     await step(
       'Installing Node for code-server (189 MB)',
       'npm',
