@@ -30,6 +30,8 @@ const maxRulesBytes = 1 << 20;
 interface RuleSet {
   /** Absolute folder that the patterns are relative to. */
   base: string;
+  /** One pattern a line. */
+  patterns: string;
   rules: Ignore;
 }
 
@@ -46,25 +48,43 @@ export class IgnoreRules {
     return start.entering(root);
   }
 
-  /** The rules inside `folder`: these and its own .gitignore. */
+  /**
+   * The rules inside `folder`, which is not ignored: these and its own .gitignore. An outer set may
+   * say that it is ignored and have been overruled by an inner one; that set has to learn it, since
+   * to its matcher everything below would be ignored as well.
+   */
   async entering(folder: string): Promise<IgnoreRules> {
-    const set = await readRules(path.join(folder, '.gitignore'), folder);
-    return set === null ? this : new IgnoreRules([set, ...this.sets]);
+    const own = await readRules(path.join(folder, '.gitignore'), folder);
+    const outer = this.sets.map((set) => {
+      const relative = relativeTo(set, folder);
+      if (relative === null || !set.rules.test(`${relative}/`).ignored) return set;
+      const escaped = relative.replace(/[\\*?[\] ]/g, '\\$&');
+      return ruleSet(set.base, `${set.patterns}\n!/${escaped}`);
+    });
+    return new IgnoreRules(own === null ? outer : [own, ...outer]);
   }
 
   ignores(absolutePath: string, isFolder: boolean): boolean {
     if (alwaysIgnored.has(path.basename(absolutePath))) return true;
-    for (const { base, rules } of this.sets) {
-      const relative = path.relative(base, absolutePath).split(path.sep).join('/');
-      if (relative === '' || relative.startsWith('../')) continue;
-      const parent = path.posix.dirname(relative);
-      // The walk came through the parent, so an inner rule has overruled this set there already.
-      if (parent !== '.' && rules.test(`${parent}/`).ignored) continue;
-      const { ignored, unignored } = rules.test(isFolder ? `${relative}/` : relative);
+    for (const set of this.sets) {
+      const relative = relativeTo(set, absolutePath);
+      if (relative === null) continue;
+      const { ignored, unignored } = set.rules.test(isFolder ? `${relative}/` : relative);
       if (ignored || unignored) return ignored;
     }
     return false;
   }
+}
+
+function ruleSet(base: string, patterns: string): RuleSet {
+  const rules = ignore({ ignorecase: ignoreCase, allowRelativePaths: true }).add(patterns);
+  return { base, patterns, rules };
+}
+
+/** As the set's patterns see the path; null when it is not below their folder. */
+function relativeTo({ base }: RuleSet, absolutePath: string): string | null {
+  const relative = path.relative(base, absolutePath).split(path.sep).join('/');
+  return relative === '' || relative.startsWith('../') ? null : relative;
 }
 
 async function rulesOfParents(root: string): Promise<IgnoreRules> {
@@ -105,8 +125,7 @@ async function readRules(file: string, base: string): Promise<RuleSet | null> {
     // Like git, which follows no links here: a pattern file comes from the folder it is in.
     const found = await lstat(file);
     if (!found.isFile() || found.size > maxRulesBytes) return null;
-    const text = (await readFile(file, 'utf8')).replace(/^\uFEFF/, '');
-    return { base, rules: ignore({ ignorecase: ignoreCase, allowRelativePaths: true }).add(text) };
+    return ruleSet(base, (await readFile(file, 'utf8')).replace(/^\uFEFF/, ''));
   } catch {
     // Missing or unreadable: git goes on without it too.
     return null;
