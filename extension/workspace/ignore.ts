@@ -58,7 +58,8 @@ export class IgnoreRules {
     const outer = this.sets.map((set) => {
       const relative = relativeTo(set, folder);
       if (relative === null || !set.rules.test(`${relative}/`).ignored) return set;
-      const escaped = relative.replace(/[\\*?[\] ]/g, '\\$&');
+      // An unescaped ? matches itself too; escaped, the matcher takes it for a backslash and more.
+      const escaped = relative.replace(/[\\*[\] ]/g, '\\$&');
       return ruleSet(set.base, `${set.patterns}\n!/${escaped}`);
     });
     return new IgnoreRules(own === null ? outer : [own, ...outer]);
