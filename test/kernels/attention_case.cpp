@@ -99,6 +99,12 @@ void AttentionCase::poisonOutput() {
   for (float& x : output_) x = std::bit_cast<float>(kGuardBits);
 }
 
+int64_t AttentionCase::listedHeads() const {
+  int64_t count = 0;
+  for (const HeadAttention& head : heads) count += !head.denseFallback && head.listLength > 0;
+  return count;
+}
+
 bool AttentionCase::run(ThreadPool& pool) { return runAttention(task, pool, cancel, heads); }
 
 bool AttentionCase::run(int32_t threads) {

@@ -39,6 +39,9 @@ class AttentionCase {
   std::vector<float> outputs() const;
   void poisonOutput();
 
+  // Heads of the last run that are sparse with a list of their own.
+  int64_t listedHeads() const;
+
   // Runs the task and returns whether it finished.
   bool run(ThreadPool& pool);
   bool run(int32_t threads);

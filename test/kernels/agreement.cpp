@@ -1,0 +1,122 @@
+#include "agreement.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <iterator>
+#include <numeric>
+
+#include "attention/geometry.h"
+#include "kernels/reference/reference.h"
+
+namespace longsight::test {
+namespace {
+
+// `count` of [begin, end): the ends and random ones between, or all.
+std::vector<int64_t> sample(int64_t begin, int64_t end, int64_t count, std::mt19937_64& random) {
+  std::vector<int64_t> result;
+  if (end - begin <= count) {
+    for (int64_t i = begin; i < end; ++i) result.push_back(i);
+    return result;
+  }
+  result = {begin, end - 1};
+  std::uniform_int_distribution<int64_t> pick(begin, end - 1);
+  while (static_cast<int64_t>(result.size()) < count) result.push_back(pick(random));
+  return result;
+}
+
+struct ListCounts {
+  int64_t listed = 0;
+  int64_t differing = 0;
+};
+
+void expectSameList(const AttentionCase& c, int32_t head, const Tolerance& tolerance,
+                    ListCounts& counts) {
+  const HeadAttention& result = c.heads[static_cast<size_t>(head)];
+  const std::vector<double> peaks = reference::peaks(c.task, head);
+  const std::vector<int32_t> expected = reference::columnList(c.task, peaks);
+  const auto length = static_cast<int64_t>(expected.size());
+  const double cut = std::log(c.params.epsilon);
+  const auto isNear = [&](double peak) { return std::abs(peak - cut) <= tolerance.list; };
+  const int64_t near = std::count_if(peaks.begin(), peaks.end(), isNear);
+  counts.listed += length;
+
+  EXPECT_LE(std::abs(result.listLength - length), near);
+  if (near == 0) {
+    EXPECT_EQ(result.denseFallback, reference::fallsBackToDense(c.task, length));
+  }
+  EXPECT_EQ(result.denseFallback, reference::fallsBackToDense(c.task, result.listLength));
+  const auto list = c.scratch.columnList(head);
+  if (result.denseFallback) {
+    EXPECT_TRUE(list.empty());
+    return;
+  }
+  ASSERT_EQ(result.listLength, static_cast<int64_t>(list.size()));
+  ASSERT_TRUE(std::is_sorted(list.begin(), list.end(), std::less_equal<>()));
+  std::vector<int32_t> difference;
+  std::set_symmetric_difference(list.begin(), list.end(), expected.begin(), expected.end(),
+                                std::back_inserter(difference));
+  for (const int32_t column : difference) {
+    EXPECT_TRUE(isNear(peaks[static_cast<size_t>(column)]))
+        << "column " << column << " with peak " << peaks[static_cast<size_t>(column)] << " at cut "
+        << cut;
+  }
+  counts.differing += static_cast<int64_t>(difference.size());
+}
+
+}  // namespace
+
+std::vector<std::string> kernelSets() {
+  std::vector<std::string> names = {"portable"};
+  if (instructionSetRuns(InstructionSet::avx2)) names.push_back("avx2");
+  return names;
+}
+
+ForcedSet::ForcedSet(const std::string& name) { setenv("LONGSIGHT_CPU", name.c_str(), 1); }
+ForcedSet::~ForcedSet() { unsetenv("LONGSIGHT_CPU"); }
+
+void expectAgreement(const AttentionCase& c, std::mt19937_64& random, const Effort& effort,
+                     const Tolerance& tolerance) {
+  const Segment& segment = c.task.segment;
+  ASSERT_EQ(c.heads.size(), static_cast<size_t>(c.task.heads));
+  for (const float x : c.outputs()) ASSERT_TRUE(std::isfinite(x));
+
+  ListCounts counts;
+  for (const int64_t chosen : sample(0, c.task.heads, effort.heads, random)) {
+    const auto head = static_cast<int32_t>(chosen);
+    SCOPED_TRACE("head " + std::to_string(head));
+    const HeadAttention& result = c.heads[static_cast<size_t>(head)];
+    if (!segment.dense) expectSameList(c, head, tolerance, counts);
+
+    // From here on by the list that was used.
+    const auto list = c.scratch.columnList(head);
+    const reference::Kept kept{segment.dense || result.denseFallback, {list.begin(), list.end()}};
+    EXPECT_EQ(result.keptPairs, reference::keptPairs(c.task, kept));
+    EXPECT_EQ(result.causalPairs, causalPairCount(segment.begin, segment.end));
+    const std::vector<int64_t> audits = auditRows(segment, c.params);
+    ASSERT_EQ(result.coverage.size(), audits.size());
+    for (size_t i = 0; i < audits.size(); ++i) {
+      const double expected = reference::coverage(c.task, head, audits[i], kept);
+      EXPECT_NEAR(result.coverage[i], expected, tolerance.coverage) << "audit row " << audits[i];
+    }
+    for (const int64_t row : sample(c.task.outputBegin, segment.end, effort.rows, random)) {
+      const std::vector<double> expected = reference::attendRow(c.task, head, row, kept);
+      const float* actual = c.output(row, head);
+      double worst = 0;
+      for (size_t dim = 0; dim < expected.size(); ++dim) {
+        worst = std::max(worst, std::abs(actual[dim] - expected[dim]));
+      }
+      EXPECT_LE(worst, tolerance.output) << "row " << row;
+    }
+  }
+  if (counts.differing > 0) {
+    std::printf("  %lld of %lld listed columns differ, all within %g of ln(epsilon)\n",
+                static_cast<long long>(counts.differing), static_cast<long long>(counts.listed),
+                tolerance.list);
+  }
+}
+
+}  // namespace longsight::test

@@ -1,0 +1,515 @@
+#include "cuda_case.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "attention/geometry.h"
+
+namespace longsight::cuda::test {
+namespace {
+
+uint16_t toBf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+float fromBf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+// A number that bf16 and f16 both hold exactly, as bf16.
+uint16_t sharedValue(float value) {
+  return std::abs(value) < 1e-3f ? uint16_t{0} : toBf16(std::clamp(value, -60000.0f, 60000.0f));
+}
+
+uint16_t toDevice(uint16_t bf16, Element element) {
+  if (element == Element::bf16) return bf16;
+  const auto bits = uint32_t{bf16} << 16;
+  if ((bits & 0x7FFFFFFF) == 0) return 0;
+  const auto exponent = static_cast<int>((bits >> 23) & 0xFF) - 127 + 15;
+  return static_cast<uint16_t>((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 0x3FF));
+}
+
+double fromDevice(uint16_t bits, Element element) {
+  if (element == Element::bf16) return fromBf16(bits);
+  const int exponent = bits >> 10 & 0x1F;
+  const int mantissa = bits & 0x3FF;
+  const double sign = bits & 0x8000 ? -1.0 : 1.0;
+  if (exponent == 31) return mantissa == 0 ? sign * INFINITY : NAN;
+  if (exponent == 0) return sign * std::ldexp(mantissa, -24);
+  return sign * std::ldexp(1024 + mantissa, exponent - 25);
+}
+
+// Calls body(i) for all i < count on all cores.
+template <class Body>
+void parallelFor(int64_t count, Body body) {
+  std::atomic<int64_t> next{0};
+  std::vector<std::jthread> threads;
+  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
+    threads.emplace_back([&] {
+      for (int64_t i = next++; i < count; i = next++) body(i);
+    });
+  }
+}
+
+double listTolerance(Data data) { return data == Data::huge ? 5e-2 : 1e-3; }
+
+}  // namespace
+
+CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options) {
+  const HeadShape& shape = options_.shape;
+  const int64_t tokens = options_.tokens;
+  const int32_t dim = shape.headDim;
+  queries_.resize(static_cast<size_t>(tokens * shape.heads * dim));
+  keys_.resize(static_cast<size_t>(tokens * shape.kvHeads * dim));
+  values_.resize(keys_.size());
+  const float size = options_.data == Data::huge ? 6.0f : options_.data == Data::tiny ? 0.02f : 1.0f;
+  const bool planted = options_.data == Data::planted;
+  // A direction that queries share and stripes answer; needles answer single rows.
+  const auto direction = [](int d) { return d % 3 == 0 ? 1.0f : -0.5f; };
+  parallelFor(tokens, [&](int64_t row) {
+    std::mt19937_64 random(seed * 1000003 + static_cast<uint64_t>(row));
+    std::normal_distribution<float> normal;
+    const bool stripe = planted && (row < 4 || random() % 23 == 0);
+    for (int32_t i = 0; i < shape.heads * dim; ++i) {
+      const float shift = planted ? 0.5f * direction(i % dim) : 0.0f;
+      const uint16_t value = sharedValue(size * normal(random) + shift);
+      queries_[static_cast<size_t>(row * shape.heads * dim + i)] = fromBf16(value);
+    }
+    const auto tie = std::mt19937_64(seed)();
+    std::mt19937_64 same(tie);
+    for (int32_t head = 0; head < shape.kvHeads; ++head) {
+      for (int32_t d = 0; d < dim; ++d) {
+        const size_t at = static_cast<size_t>((head * tokens + row) * dim + d);
+        float key = size * (options_.data == Data::ties ? normal(same) : normal(random));
+        if (stripe && (head + row) % 3 != 0) key += 1.5f * direction(d);
+        keys_[at] = sharedValue(key);
+        values_[at] = sharedValue(normal(random));
+      }
+    }
+  });
+  if (planted) {
+    std::mt19937_64 random(seed);
+    for (int needle = 0; needle < 20; ++needle) {
+      const int64_t column = static_cast<int64_t>(random() % static_cast<uint64_t>(tokens));
+      const int64_t row = column + static_cast<int64_t>(random() % static_cast<uint64_t>(tokens - column));
+      for (int32_t head = 0; head < shape.kvHeads; ++head) {
+        for (int32_t d = 0; d < dim; ++d) {
+          const float query = queries_[static_cast<size_t>(
+              (row * shape.heads + head * (shape.heads / shape.kvHeads)) * dim + d)];
+          keys_[static_cast<size_t>((head * tokens + column) * dim + d)] = sharedValue(query * 1.5f);
+        }
+      }
+    }
+  }
+
+  // The device's copies: the cache has room for more rows, all of them poisoned.
+  const int64_t capacity = tokens + options_.spareRows;
+  deviceQueries_ = std::make_unique<DeviceBuffer>(tokens * shape.heads * dim * 2);
+  deviceOutput_ = std::make_unique<DeviceBuffer>(tokens * shape.heads * dim * 2);
+  deviceKeys_ = std::make_unique<DeviceBuffer>(shape.kvHeads * capacity * dim * 2);
+  deviceValues_ = std::make_unique<DeviceBuffer>(shape.kvHeads * capacity * dim * 2);
+  std::vector<uint16_t> staged(queries_.size());
+  for (size_t i = 0; i < staged.size(); ++i) {
+    staged[i] = toDevice(toBf16(queries_[i]), shape.element);
+  }
+  require(cudaMemcpy(deviceQueries_->data(), staged.data(), staged.size() * 2,
+                     cudaMemcpyHostToDevice),
+          "queries");
+  const auto uploadCache = [&](const std::vector<uint16_t>& source, DeviceBuffer& target) {
+    staged.resize(source.size());
+    for (size_t i = 0; i < staged.size(); ++i) staged[i] = toDevice(source[i], shape.element);
+    const size_t width = static_cast<size_t>(tokens) * dim * 2;
+    require(cudaMemcpy2D(target.data(), static_cast<size_t>(capacity) * dim * 2, staged.data(), width,
+                         width, static_cast<size_t>(shape.kvHeads), cudaMemcpyHostToDevice),
+            "cache");
+  };
+  uploadCache(keys_, *deviceKeys_);
+  uploadCache(values_, *deviceValues_);
+
+  const int64_t denseFrom = options_.denseFrom < 0 ? tokens : options_.denseFrom;
+  const std::vector<Segment> segments =
+      planSegments(tokens, options_.borders, denseFrom, options_.params);
+  for (size_t i = 0; i < segments.size(); i += static_cast<size_t>(options_.segmentsPerChunk)) {
+    const size_t end = std::min(segments.size(), i + static_cast<size_t>(options_.segmentsPerChunk));
+    ChunkRun run{{segments.begin() + static_cast<int64_t>(i), segments.begin() + static_cast<int64_t>(end)},
+                 nullptr};
+    run.workspace = std::make_unique<DeviceBuffer>(workspaceBytes(chunkOf(run)));
+    logSums_.push_back(std::make_unique<DeviceBuffer>(
+        (run.segments.back().end - run.segments.front().begin) * shape.heads * 4));
+    chunks_.push_back(std::move(run));
+  }
+}
+
+Chunk CudaCase::chunkOf(const ChunkRun& run) const {
+  SparseOptions sparse;
+  const SampleAttentionParams& params = options_.params;
+  sparse.epsilon = params.epsilon;
+  sparse.scoreDims = scoreDimRanges(params.scoreDims, options_.ropeStyle, options_.shape.headDim);
+  sparse.sinkTokens = params.sinkTokens;
+  sparse.maxListShare = params.maxListShare;
+  sparse.auditRows = params.auditRows;
+  return {run.segments, options_.shape, sparse};
+}
+
+Tensors CudaCase::tensorsOf(int64_t firstRow) const {
+  Tensors tensors;
+  const int64_t offset = firstRow * options_.shape.heads * options_.shape.headDim * 2;
+  tensors.queries = static_cast<char*>(deviceQueries_->data()) + offset;
+  tensors.output = static_cast<char*>(deviceOutput_->data()) + offset;
+  tensors.keys = deviceKeys_->data();
+  tensors.values = deviceValues_->data();
+  tensors.capacityRows = options_.tokens + options_.spareRows;
+  tensors.scale = 1.0f / std::sqrt(static_cast<float>(options_.shape.headDim));
+  return tensors;
+}
+
+AttentionTask CudaCase::taskOf(const Segment& segment) const {
+  AttentionTask task;
+  task.segment = segment;
+  task.params = &options_.params;
+  task.queries = queries_.data() + segment.begin * options_.shape.heads * options_.shape.headDim;
+  task.heads = options_.shape.heads;
+  task.kv.keys = const_cast<uint16_t*>(keys_.data());
+  task.kv.values = const_cast<uint16_t*>(values_.data());
+  task.kv.capacityRows = options_.tokens;
+  task.kv.kvHeads = options_.shape.kvHeads;
+  task.kv.headDim = options_.shape.headDim;
+  task.scale = 1.0f / std::sqrt(static_cast<float>(options_.shape.headDim));
+  task.ropeStyle = options_.ropeStyle;
+  return task;
+}
+
+void CudaCase::fail(CaseResult& result, const std::string& what) const {
+  if (++result.failures <= 5) std::printf("  FAIL %s: %s\n", options_.name.c_str(), what.c_str());
+}
+
+void CudaCase::runChunks(Path path) {
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    const Chunk chunk = chunkOf(chunks_[i]);
+    if (const std::string fault = validate(chunk); !fault.empty()) {
+      std::printf("  %s\n", fault.c_str());
+    }
+    Tensors tensors = tensorsOf(chunk.segments.front().begin);
+    tensors.logSumExp = static_cast<float*>(logSums_[i]->data());
+    require(launchPrefill(chunk, tensors, chunks_[i].workspace->data(), path, nullptr),
+            "launchPrefill");
+  }
+  require(cudaDeviceSynchronize(), options_.name.c_str());
+}
+
+CaseResult CudaCase::check(Path path) {
+  CaseResult result;
+  const auto poisonAll = [&] {
+    deviceOutput_->poison();
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      chunks_[i].workspace->poison();
+      logSums_[i]->poison();
+    }
+  };
+  const auto readOutput = [&] {
+    return deviceOutput_->read<uint16_t>(0, deviceOutput_->bytes() / 2);
+  };
+  poisonAll();
+  runChunks(path);
+  const std::vector<uint16_t> first = readOutput();
+  poisonAll();
+  runChunks(path);
+  if (readOutput() != first) fail(result, "a second run gives other bits");
+  std::vector<const DeviceBuffer*> buffers = {deviceQueries_.get(), deviceKeys_.get(),
+                                              deviceValues_.get(), deviceOutput_.get()};
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    buffers.push_back(chunks_[i].workspace.get());
+    buffers.push_back(logSums_[i].get());
+  }
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    if (!buffers[i]->guardsIntact()) fail(result, "guard words of buffer " + std::to_string(i) + " changed");
+  }
+  checkLists(result);
+  checkOutputs(result);
+  checkCoverage(result);
+  return result;
+}
+
+reference::Kept CudaCase::keptOf(const ChunkRun& run, int32_t segment, int32_t head) const {
+  const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(run));
+  const int64_t slot = segment * options_.shape.heads + head;
+  const auto stats =
+      run.workspace->read<HeadStats>(offsets.stats + slot * int64_t{sizeof(HeadStats)}, 1)[0];
+  reference::Kept kept;
+  kept.dense = stats.dense != 0;
+  if (!kept.dense) {
+    const int64_t blocks = (run.segments[static_cast<size_t>(segment)].end + 127) / 128;
+    const int32_t entries = run.workspace->read<int32_t>(
+        offsets.before + (offsets.countsBegin(segment, head) + blocks) * 4, 1)[0];
+    kept.list = run.workspace->read<int32_t>(
+        offsets.indices + offsets.listBegin(segment, head) * 4, entries);
+  }
+  return kept;
+}
+
+void CudaCase::checkLists(CaseResult& result) {
+  const double cut = std::log(options_.params.epsilon);
+  struct Item {
+    const ChunkRun* run;
+    int32_t segment;
+    int32_t head;
+  };
+  std::vector<Item> items;
+  for (const ChunkRun& run : chunks_) {
+    for (int32_t s = 0; s < static_cast<int32_t>(run.segments.size()); ++s) {
+      for (int32_t h = 0; h < std::min(options_.shape.heads, options_.listHeads); ++h) {
+        items.push_back({&run, s, options_.shape.heads - 1 - h});
+      }
+    }
+  }
+  std::atomic<int64_t> columns{0}, borderline{0};
+  std::vector<std::string> faults(items.size());
+  parallelFor(static_cast<int64_t>(items.size()), [&](int64_t i) {
+    const Item& item = items[static_cast<size_t>(i)];
+    const Segment& segment = item.run->segments[static_cast<size_t>(item.segment)];
+    const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(*item.run));
+    const auto stats = item.run->workspace->read<HeadStats>(
+        offsets.stats + (item.segment * options_.shape.heads + item.head) * int64_t{sizeof(HeadStats)},
+        1)[0];
+    std::string& fault = faults[static_cast<size_t>(i)];
+    const std::string where = "segment [" + std::to_string(segment.begin) + ", " +
+                              std::to_string(segment.end) + ") head " + std::to_string(item.head);
+    if (stats.causalPairs != causalPairCount(segment.begin, segment.end)) {
+      fault = where + ": causal pairs " + std::to_string(stats.causalPairs);
+      return;
+    }
+    if (segment.dense) {
+      if (stats.dense != 1 || stats.keptPairs != stats.causalPairs) fault = where + ": not dense";
+      return;
+    }
+    const AttentionTask task = taskOf(segment);
+    const std::vector<double> peaks = reference::peaks(task, item.head);
+    const int64_t remoteEnd = windowStart(segment.end - 1, segment.windowTokens);
+    const auto mask = item.run->workspace->read<uint32_t>(
+        offsets.votes + offsets.maskWords(item.segment, item.head) * 4, remoteEnd / 32);
+    std::vector<int32_t> expectedList;
+    for (int64_t column = 0; column < remoteEnd; ++column) {
+      const bool voted = mask[static_cast<size_t>(column / 32)] >> (column % 32) & 1;
+      const double peak = peaks[static_cast<size_t>(column)];
+      if (column < options_.params.sinkTokens) {
+        expectedList.push_back(static_cast<int32_t>(column));
+        continue;
+      }
+      if (voted) expectedList.push_back(static_cast<int32_t>(column));
+      const bool near = std::abs(peak - cut) <= listTolerance(options_.data);
+      borderline += near;
+      if (voted != (peak >= cut) && !near) {
+        fault = where + " column " + std::to_string(column) + ": voted " + std::to_string(voted) +
+                ", peak " + std::to_string(peak) + ", cut " + std::to_string(cut);
+        return;
+      }
+    }
+    const int32_t sinks = remoteEnd > 0 ? options_.params.sinkTokens : 0;
+    const auto length = static_cast<int64_t>(expectedList.size()) - sinks;
+    columns += length;
+    if (stats.listLength != length) {
+      fault = where + ": list length " + std::to_string(stats.listLength) + ", mask has " + std::to_string(length);
+      return;
+    }
+    if ((stats.dense != 0) != reference::fallsBackToDense(task, length)) {
+      fault = where + ": dense " + std::to_string(stats.dense) + " at length " + std::to_string(length);
+      return;
+    }
+    if (stats.dense != 0) {
+      if (stats.keptPairs != stats.causalPairs) fault = where + ": kept pairs of a dense head";
+      return;
+    }
+    if (keptOf(*item.run, item.segment, item.head).list != expectedList) {
+      fault = where + ": the list is not its mask";
+      return;
+    }
+    const auto before = item.run->workspace->read<int32_t>(
+        offsets.before + offsets.countsBegin(item.segment, item.head) * 4, (segment.end + 127) / 128 + 1);
+    int64_t kept = 0;
+    for (size_t block = 0; block < before.size(); ++block) {
+      const auto expected = std::lower_bound(expectedList.begin(), expectedList.end(),
+                                             static_cast<int32_t>(block * 128)) -
+                            expectedList.begin();
+      if (before[block] != expected) fault = where + ": count before block " + std::to_string(block);
+    }
+    for (int64_t row = segment.begin; row < segment.end; ++row) {
+      const int64_t window = windowStart(row, segment.windowTokens);
+      kept += row + 1 - window + before[static_cast<size_t>(window / 128)];
+    }
+    if (stats.keptPairs != kept) fault = where + ": kept pairs " + std::to_string(stats.keptPairs) + ", counted " + std::to_string(kept);
+  });
+  for (const std::string& fault : faults) {
+    if (!fault.empty()) fail(result, fault);
+  }
+  result.listColumns = columns;
+  result.borderline = borderline;
+}
+
+double CudaCase::outputError(const std::vector<double>& expected, int64_t row, int32_t head,
+                             const std::vector<uint16_t>& outputs, int64_t firstRow) const {
+  const int32_t dim = options_.shape.headDim;
+  double error = 0, norm = 0;
+  for (int32_t d = 0; d < dim; ++d) {
+    const size_t at = static_cast<size_t>(((row - firstRow) * options_.shape.heads + head) * dim + d);
+    const double difference = fromDevice(outputs[at], options_.shape.element) - expected[static_cast<size_t>(d)];
+    error += difference * difference;
+    norm += expected[static_cast<size_t>(d)] * expected[static_cast<size_t>(d)];
+  }
+  return std::sqrt(error / std::max(norm, 1e-12));
+}
+
+void CudaCase::checkOutputs(CaseResult& result) {
+  const auto outputs = deviceOutput_->read<uint16_t>(0, deviceOutput_->bytes() / 2);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!std::isfinite(fromDevice(outputs[i], options_.shape.element))) {
+      fail(result, "output " + std::to_string(i) + " is not a number");
+      return;
+    }
+  }
+  // The edges of all tiles up to a limit, and random rows; one random head each.
+  std::mt19937_64 random(options_.tokens);
+  std::set<int64_t> rows;
+  const int64_t tokens = options_.tokens;
+  const int64_t step = std::max<int64_t>(1, tokens / 128 / 64);
+  for (int64_t tile = 0; tile * 128 < tokens; tile += step) {
+    rows.insert(tile * 128);
+    rows.insert(std::min(tile * 128 + 127, tokens - 1));
+  }
+  rows.insert(tokens - 1);
+  for (int i = 0; i < options_.outputRows; ++i) rows.insert(static_cast<int64_t>(random() % static_cast<uint64_t>(tokens)));
+  struct Item {
+    int64_t row;
+    int32_t head;
+    double error, logSumError;
+  };
+  std::vector<Item> items;
+  for (const int64_t row : rows) {
+    items.push_back({row, static_cast<int32_t>(random() % static_cast<uint64_t>(options_.shape.heads)), 0, 0});
+  }
+  parallelFor(static_cast<int64_t>(items.size()), [&](int64_t i) {
+    Item& item = items[static_cast<size_t>(i)];
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      const ChunkRun& run = chunks_[c];
+      for (size_t s = 0; s < run.segments.size(); ++s) {
+        const Segment& segment = run.segments[s];
+        if (item.row < segment.begin || item.row >= segment.end) continue;
+        const AttentionTask task = taskOf(segment);
+        const reference::Kept kept = keptOf(run, static_cast<int32_t>(s), item.head);
+        item.error = outputError(reference::attendRow(task, item.head, item.row, kept), item.row, item.head, outputs, 0);
+        // The log sum of the kept columns, from the coverage of all of them.
+        double most = -INFINITY;
+        std::vector<double> scores;
+        const float* query = task.queries + ((item.row - segment.begin) * task.heads + item.head) * task.kv.headDim;
+        const int64_t kvHead = item.head / (task.heads / task.kv.kvHeads);
+        for (int64_t column = 0; column <= item.row; ++column) {
+          const uint16_t* key = task.kv.keys + (kvHead * task.kv.capacityRows + column) * task.kv.headDim;
+          double dot = 0;
+          for (int32_t d = 0; d < task.kv.headDim; ++d) dot += double{query[d]} * fromBf16(key[d]);
+          scores.push_back(dot * task.scale);
+          most = std::max(most, scores.back());
+        }
+        double sum = 0;
+        for (const double score : scores) sum += std::exp(score - most);
+        const double share = reference::coverage(task, item.head, item.row, kept);
+        const double expected = most + std::log(sum) + std::log(share);
+        const int64_t begin = run.segments.front().begin;
+        const int64_t rowsOfChunk = run.segments.back().end - begin;
+        const float got = logSums_[c]->read<float>((item.head * rowsOfChunk + item.row - begin) * 4, 1)[0];
+        item.logSumError = std::abs(got - expected) / std::max(1.0, std::abs(expected));
+      }
+    }
+  });
+  for (const Item& item : items) {
+    result.worstOutput = std::max(result.worstOutput, item.error);
+    result.worstLogSum = std::max(result.worstLogSum, item.logSumError);
+    if (!(item.error <= 8e-3) || !(item.logSumError <= 1e-3)) {
+      fail(result, "row " + std::to_string(item.row) + " head " + std::to_string(item.head) + ": output off by " +
+                       std::to_string(item.error) + ", log sum by " + std::to_string(item.logSumError));
+    }
+  }
+}
+
+void CudaCase::checkCoverage(CaseResult& result) {
+  for (const ChunkRun& run : chunks_) {
+    const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(run));
+    if (std::all_of(run.segments.begin(), run.segments.end(), [](const Segment& s) { return s.dense; })) continue;
+    const int32_t perSegment = options_.params.auditRows * options_.shape.heads;
+    const auto coverage = run.workspace->read<float>(offsets.coverage, static_cast<int64_t>(run.segments.size()) * perSegment);
+    std::vector<std::string> faults(run.segments.size());
+    std::vector<double> worst(run.segments.size());
+    parallelFor(static_cast<int64_t>(run.segments.size()), [&](int64_t s) {
+      const Segment& segment = run.segments[static_cast<size_t>(s)];
+      const std::vector<int64_t> rows = auditRows(segment, options_.params);
+      const AttentionTask task = taskOf(segment);
+      size_t valid = 0;
+      for (int32_t i = 0; i < options_.params.auditRows; ++i) {
+        for (int32_t head = 0; head < options_.shape.heads; ++head) {
+          const float got = coverage[static_cast<size_t>(s * perSegment + i * options_.shape.heads + head)];
+          if (head == 0 && got >= 0) ++valid;
+          // One head a row is compared: the reference is slow.
+          if (got < 0 || head != (i * 7 + s) % options_.shape.heads || valid > rows.size()) continue;
+          const double expected = reference::coverage(task, head, rows[valid - 1], keptOf(run, static_cast<int32_t>(s), head));
+          worst[static_cast<size_t>(s)] = std::max(worst[static_cast<size_t>(s)], std::abs(got - expected));
+        }
+      }
+      if (valid != rows.size()) {
+        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": " + std::to_string(valid) + " audit rows, expected " + std::to_string(rows.size());
+      }
+      if (worst[static_cast<size_t>(s)] > 2e-3) {
+        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": coverage off by " + std::to_string(worst[static_cast<size_t>(s)]);
+      }
+    });
+    for (size_t s = 0; s < faults.size(); ++s) {
+      result.worstCoverage = std::max(result.worstCoverage, worst[s]);
+      if (!faults[s].empty()) fail(result, faults[s]);
+    }
+  }
+}
+
+CaseResult CudaCase::checkDecode(int32_t rows) {
+  CaseResult result;
+  DecodeTask task;
+  task.shape = options_.shape;
+  task.rows = rows;
+  task.firstRow = options_.tokens - rows;
+  task.tensors = tensorsOf(task.firstRow);
+  DeviceBuffer output(int64_t{rows} * options_.shape.heads * options_.shape.headDim * 2);
+  DeviceBuffer logSums(int64_t{rows} * options_.shape.heads * 4);
+  DeviceBuffer workspace(decodeWorkspaceBytes(task));
+  task.tensors.output = output.data();
+  task.tensors.logSumExp = static_cast<float*>(logSums.data());
+  const auto run = [&] {
+    output.poison();
+    require(launchDecode(task, workspace.data(), nullptr), "launchDecode");
+    require(cudaDeviceSynchronize(), "decode");
+    return output.read<uint16_t>(0, output.bytes() / 2);
+  };
+  const std::vector<uint16_t> first = run();
+  workspace.poison();
+  if (run() != first) fail(result, "a second decode gives other bits");
+  if (!output.guardsIntact() || !workspace.guardsIntact() || !logSums.guardsIntact()) {
+    fail(result, "guard words of decode changed");
+  }
+  Segment all;
+  all.begin = 0;
+  all.end = options_.tokens;
+  const AttentionTask reference = taskOf(all);
+  std::vector<double> errors(static_cast<size_t>(rows) * static_cast<size_t>(options_.shape.heads));
+  parallelFor(static_cast<int64_t>(errors.size()), [&](int64_t i) {
+    const int64_t row = task.firstRow + i / options_.shape.heads;
+    const auto head = static_cast<int32_t>(i % options_.shape.heads);
+    errors[static_cast<size_t>(i)] = outputError(
+        reference::attendRow(reference, head, row, reference::Kept{true, {}}), row, head, first, task.firstRow);
+  });
+  for (const double error : errors) {
+    result.worstOutput = std::max(result.worstOutput, error);
+    if (!(error <= 8e-3)) fail(result, "decode output off by " + std::to_string(error));
+  }
+  return result;
+}
+
+}  // namespace longsight::cuda::test
