@@ -10,7 +10,7 @@ export async function runBench(
   keeper: ModelKeeper,
   context: JobContext,
 ): Promise<BenchResult> {
-  const model = await keeper.openModel(request.model, context.signal);
+  const { model } = await keeper.openModel(request.model, context.signal);
   const text = await tokenizeRaw(model, request.text);
   const longest = Math.max(...request.tokenCounts) + request.decodeTokens;
   const { session } = await keeper.openSession(

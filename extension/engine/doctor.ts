@@ -37,7 +37,7 @@ export async function runDoctor(
   }
   if (request.model === null) return result;
   try {
-    const model = await keeper.openModel(request.model, context.signal);
+    const { model } = await keeper.openModel(request.model, context.signal);
     const contextTokens = request.model.contextTokens || model.spec.contextTokens;
     result.model = reportOf(model.spec);
     result.memory = model.estimateMemory({ contextTokens, params: request.params });

@@ -1,11 +1,13 @@
 /** Runs the requests that reach the engine process, one at a time. */
 import type { Addon } from './addon';
+import { runAsk } from './asking';
 import { runBench } from './benching';
 import { runDoctor } from './doctor';
 import { cancelled, toErrorInfo } from './errors';
 import type { JobContext } from './job';
 import { ModelKeeper, unlessAborted } from './loading';
 import type { Event, JobRequest, Request, ResultEvent } from './protocol';
+import { runPack } from './packing';
 import { requireValidRequest } from './requests';
 import { runScore } from './scoring';
 
@@ -93,6 +95,10 @@ export class Jobs {
   private dispatch(request: JobRequest, context: JobContext): Promise<ResultEvent['result']> {
     requireValidRequest(request);
     switch (request.type) {
+      case 'ask':
+        return runAsk(request, this.keeper, context);
+      case 'pack':
+        return runPack(request, this.keeper, context);
       case 'score':
         return runScore(request, this.keeper, context);
       case 'bench':
@@ -100,6 +106,5 @@ export class Jobs {
       case 'doctor':
         return runDoctor(request, this.parts.addon, this.keeper, this.parts.version, context);
     }
-    throw new Error('not here yet');
   }
 }

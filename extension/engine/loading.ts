@@ -2,7 +2,9 @@
 import { access, constants, stat } from 'node:fs/promises';
 import type { Addon, NativeModel, NativeSession } from './addon';
 import { cancelled, EngineError, invalidParams } from './errors';
+import { defaultParams } from './params';
 import type { MemoryEstimate, ModelRequest, SampleAttentionParams } from './protocol';
+import { TokenCache } from './tokenCache';
 
 export interface SessionNeed {
   params: SampleAttentionParams;
@@ -11,11 +13,13 @@ export interface SessionNeed {
   minTokens: number;
 }
 
-export interface Loaded {
+export interface OpenModel {
   model: NativeModel;
+  tokens: TokenCache;
+}
+
+export interface Loaded extends OpenModel {
   session: NativeSession;
-  /** Size of the session's KV cache. */
-  contextTokens: number;
 }
 
 export type LoadProgress = (doneBytes: number, totalBytes: number) => void;
@@ -24,15 +28,15 @@ export type LoadProgress = (doneBytes: number, totalBytes: number) => void;
 const smallestContextTokens = 512;
 
 export class ModelKeeper {
-  private model: { key: string; native: NativeModel } | null = null;
-  private session: { key: string; loaded: Loaded } | null = null;
+  private model: (OpenModel & { key: string }) | null = null;
+  private session: { key: string; request: number; loaded: Loaded } | null = null;
   /** Openings run one after another; one whose request was cancelled still ends properly. */
   private tail: Promise<unknown> = Promise.resolve();
 
   constructor(private readonly addon: () => Addon) {}
 
   /** Header, metadata and vocabulary; the same model as last time when the file is unchanged. */
-  async openModel(request: ModelRequest, signal: AbortSignal): Promise<NativeModel> {
+  async openModel(request: ModelRequest, signal: AbortSignal): Promise<OpenModel> {
     return unlessAborted(
       signal,
       this.inTurn(() => this.switchModel(request)),
@@ -55,20 +59,33 @@ export class ModelKeeper {
     );
   }
 
+  /** Size of the context that a question would get, without loading weights. */
+  contextTokens({ model }: OpenModel, request: ModelRequest): number {
+    const open = this.session?.loaded;
+    if (open?.model === model && this.session?.request === request.contextTokens) {
+      return open.session.contextTokens;
+    }
+    return chooseContext(model, request, {
+      params: defaultParams,
+      ropeBaseScale: 1,
+      minTokens: 0,
+    });
+  }
+
   private inTurn<T>(run: () => Promise<T>): Promise<T> {
     const turn = this.tail.then(run);
     this.tail = turn.catch(() => undefined);
     return turn;
   }
 
-  private async switchModel(request: ModelRequest): Promise<NativeModel> {
+  private async switchModel(request: ModelRequest): Promise<OpenModel> {
     requireDevice(request);
     const key = await fileKey(request.path);
-    if (this.model?.key === key) return this.model.native;
+    if (this.model?.key === key) return this.model;
     this.dropModel();
-    const native = await this.addon().openModel(request.path);
-    this.model = { key, native };
-    return native;
+    const model = await this.addon().openModel(request.path);
+    this.model = { key, model, tokens: new TokenCache(model) };
+    return this.model;
   }
 
   private async switchSession(
@@ -76,7 +93,7 @@ export class ModelKeeper {
     need: SessionNeed,
     onProgress: LoadProgress,
   ): Promise<Loaded> {
-    const model = await this.switchModel(request);
+    const { model, tokens } = await this.switchModel(request);
     const threads = request.threads || this.addon().machine().physicalCores;
     const key = [request.contextTokens, need.minTokens, threads, need.ropeBaseScale].join('/');
     if (this.session?.key === key) return this.session.loaded;
@@ -86,8 +103,8 @@ export class ModelKeeper {
       { contextTokens, threads, ropeBaseScale: need.ropeBaseScale },
       onProgress,
     );
-    const loaded = { model, session, contextTokens };
-    this.session = { key, loaded };
+    const loaded = { model, tokens, session };
+    this.session = { key, request: request.contextTokens, loaded };
     return loaded;
   }
 
@@ -98,7 +115,7 @@ export class ModelKeeper {
 
   private dropModel(): void {
     this.dropSession();
-    this.model?.native.dispose();
+    this.model?.model.dispose();
     this.model = null;
   }
 }

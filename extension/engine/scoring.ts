@@ -12,7 +12,7 @@ export async function runScore(
   keeper: ModelKeeper,
   context: JobContext,
 ): Promise<ScoreResult> {
-  const model = await keeper.openModel(request.model, context.signal);
+  const { model } = await keeper.openModel(request.model, context.signal);
   const all = await tokenizeRaw(model, request.text);
   if (request.tokens > all.length) {
     throw invalidParams(
@@ -34,7 +34,8 @@ export async function runScore(
   );
   beginPhase(context, 'prefill');
   const denseFrom = request.tailPolicy === 'dense' ? tokens.length - tail : tokens.length;
-  const borders = denseFrom < tokens.length ? [denseFrom, tokens.length] : [tokens.length];
+  const inside = denseFrom > 0 && denseFrom < tokens.length;
+  const borders = inside ? [denseFrom, tokens.length] : [tokens.length];
   const outcome = await stoppable(context, session, () =>
     session.score(
       { tokens, borders, denseFrom, params: request.params },
@@ -71,10 +72,10 @@ export async function tokenizeRaw(model: NativeModel, text: Uint8Array): Promise
 
 function checkedTail(tail: number, tokens: number): number {
   // Half of a short text, so that the other half still is context.
-  if (tail === 0) return Math.max(1, Math.min(defaultTail, Math.floor(tokens / 2)));
-  if (tail >= tokens) {
+  if (tail === 0) return Math.max(2, Math.min(defaultTail, Math.floor(tokens / 2)));
+  if (tail < 2 || tail > tokens) {
     throw invalidParams(
-      `tail = ${tail} is not below the ${tokens} tokens of the text.`,
+      `tail = ${tail} is outside its range: 2 to ${tokens}, the tokens of the text.`,
       'Use a shorter tail or a longer text.',
     );
   }

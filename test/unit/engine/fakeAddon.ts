@@ -106,19 +106,20 @@ export class FakeAddon {
           await new Promise((resolve) => setTimeout(resolve, this.settings.loadMs));
         }
         onProgress(1000, 1000);
-        return this.session();
+        return this.session(options.contextTokens);
       },
       dispose: () => void this.calls.push('dispose model'),
     };
   }
 
-  private session(): NativeSession {
+  private session(contextTokens: number): NativeSession {
     let stop: ((error: Error) => void) | null = null;
     const hanging = () =>
       new Promise<never>((_resolve, reject) => {
         stop = reject;
       });
     return {
+      contextTokens,
       plan: async (prompt) => ({
         promptTokens: prompt.tokens.length,
         reusedTokens: 0,

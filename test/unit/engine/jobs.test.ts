@@ -128,8 +128,15 @@ describe('engine/jobs', () => {
     await run(score({ text: Buffer.alloc(100, 97) }));
     assert.deepEqual(fake.options.at(-1), { tail: 50, againstDense: false });
     assert.match((await fail(score({ tokens: 5000 }))).message, /4000 tokens.*5000/);
-    assert.match((await fail(score({ tail: 4000 }))).message, /tail = 4000/);
+    assert.match((await fail(score({ tail: 4001 }))).message, /tail = 4001 .*2 to 4000/);
+    assert.match((await fail(score({ tail: 1 }))).message, /tail = 1 /);
     assert.match((await fail(score({ text: Buffer.from('a') }))).message, /1 tokens/);
+  });
+
+  it('scores a whole text as one dense part', async () => {
+    await run(score({ tail: 4000 }));
+    assert.deepEqual(fake.prompts[0]!.borders, [4000]);
+    assert.equal(fake.prompts[0]!.denseFrom, 0);
   });
 
   it('refuses more tokens than the model takes, unless RoPE is stretched', async () => {

@@ -1,0 +1,193 @@
+/** `ask`: from a question about folders to a checked answer. */
+import { checkCitations } from '../prompt/citations';
+import { readLine, withoutReadLine } from '../prompt/layout';
+import type { GenerateResult, NativeSession, Prompt, SessionEvent } from './addon';
+import { EngineError } from './errors';
+import { beginPhase, progressOf, stoppable, type JobContext } from './job';
+import type { Loaded, ModelKeeper } from './loading';
+import { packPrompt, promptOf } from './packing';
+import type { AskRequest, AskResult, ChatTurn, EngineStats, FileCounts } from './protocol';
+
+export async function runAsk(
+  request: AskRequest,
+  keeper: ModelKeeper,
+  context: JobContext,
+): Promise<AskResult> {
+  const { params, answerTokens } = request;
+  const loaded = await keeper.openSession(
+    request.model,
+    { params, ropeBaseScale: 1, minTokens: 0 },
+    progressOf(context, 'load', 'bytes').bytes,
+    context.signal,
+  );
+  const { session } = loaded;
+  const { contextTokens } = session;
+  const { packing, parts, citable } = await packPrompt(
+    {
+      workspace: request.workspace,
+      contextTokens,
+      answerTokens,
+      chat: request.chat.map(asWritten),
+      question: request.question,
+    },
+    loaded,
+    context,
+  );
+  const prompt = await promptOf(parts, params, loaded, context);
+  requireRoom(prompt.tokens.length, answerTokens, contextTokens);
+  await announce(request, session, prompt, packing.counts, packing.usedTokens, context);
+
+  beginPhase(context, 'prefill');
+  const answer = new Answer(context, readLine(packing.counts), answerTokens);
+  const outcome = await stoppable(context, session, () =>
+    session.generate(
+      prompt,
+      { maxTokens: answerTokens, sampling: request.sampling, ignoreEnd: false },
+      (event) => answer.take(event),
+    ),
+  );
+  const text = answer.end();
+  const { citations, spans } = checkCitations(text, citable);
+  return {
+    answer: text,
+    citations,
+    citationSpans: spans,
+    files: packing.counts,
+    stopReason: outcome.stopReason,
+    stats: statsOf(outcome, loaded, request),
+  };
+}
+
+/** Tells what will be computed, and asks first when that is predicted to take long. */
+async function announce(
+  request: AskRequest,
+  session: NativeSession,
+  prompt: Prompt,
+  files: FileCounts,
+  workspaceTokens: number,
+  context: JobContext,
+): Promise<void> {
+  const plan = await session.plan(prompt);
+  context.send({ type: 'plan', ...plan, files });
+  const limitMs = request.confirmAbovePrefillMs;
+  if (limitMs <= 0 || plan.predictedPrefillMs <= limitMs) return;
+  context.send({
+    type: 'confirm',
+    predictedPrefillMs: plan.predictedPrefillMs,
+    computedTokens: plan.computedTokens,
+    suggestedBudgetTokens: await budgetWithin(limitMs, session, prompt, workspaceTokens),
+  });
+  await context.proceeded();
+}
+
+const budgetStep = 256;
+
+/** Largest number of workspace tokens, a multiple of 256, whose prediction is below the limit. */
+async function budgetWithin(
+  limitMs: number,
+  session: NativeSession,
+  prompt: Prompt,
+  workspaceTokens: number,
+): Promise<number> {
+  // The prompt with fewer files is not known yet; one of the same kind and length stands for it.
+  const predicted = async (tokens: number) => {
+    const left = prompt.denseFrom - workspaceTokens + tokens;
+    const question = prompt.tokens.subarray(prompt.denseFrom);
+    const shorter = new Int32Array(left + question.length);
+    shorter.set(prompt.tokens.subarray(0, left));
+    shorter.set(question, left);
+    const borders = [left, shorter.length];
+    const plan = await session.plan({ ...prompt, tokens: shorter, borders, denseFrom: left });
+    return plan.predictedPrefillMs;
+  };
+  let fits = 0;
+  let tooLong = Math.ceil(workspaceTokens / budgetStep);
+  while (tooLong - fits > 1) {
+    const middle = Math.floor((fits + tooLong) / 2);
+    if ((await predicted(middle * budgetStep)) <= limitMs) fits = middle;
+    else tooLong = middle;
+  }
+  return fits * budgetStep;
+}
+
+/** Turns what the session emits into events, and keeps the text. */
+class Answer {
+  private text = '';
+  private tokens = 0;
+  private readonly prefill;
+  private decode: ReturnType<typeof progressOf> | null = null;
+
+  constructor(
+    private readonly context: JobContext,
+    private readonly head: string,
+    private readonly maxTokens: number,
+  ) {
+    this.prefill = progressOf(context, 'prefill', 'tokens');
+  }
+
+  take(event: SessionEvent): void {
+    if (event.type === 'prefill') {
+      this.prefill.session(event);
+    } else if (event.type === 'prefilled') {
+      this.context.send({ type: 'phase', phase: 'firstToken' });
+    } else {
+      this.add(event.text);
+    }
+  }
+
+  /** The whole answer, also when the model said nothing. */
+  end(): string {
+    if (this.text === '') this.send(this.head);
+    return this.text;
+  }
+
+  private add(text: string): void {
+    if (text === '') return;
+    // What was read is told together with the model's first token: it must not pass for it.
+    this.send(this.text === '' ? this.head + text : text);
+    this.tokens++;
+    if (this.decode === null) {
+      this.context.send({ type: 'phase', phase: 'decode' });
+      this.decode = progressOf(this.context, 'decode', 'tokens');
+    }
+    // Nobody knows how long an answer will be.
+    this.decode.report({ done: this.tokens, total: this.maxTokens, etaMs: null });
+  }
+
+  private send(text: string): void {
+    if (text === '') return;
+    this.text += text;
+    this.context.send({ type: 'token', text });
+  }
+}
+
+/** The model is not shown a line that it did not write. */
+function asWritten({ question, answer }: ChatTurn): ChatTurn {
+  return { question, answer: withoutReadLine(answer) };
+}
+
+/** Last line of defence: the packing has already kept room for the answer. */
+function requireRoom(promptTokens: number, answerTokens: number, contextTokens: number): void {
+  if (promptTokens + answerTokens <= contextTokens) return;
+  throw new EngineError(
+    'promptTooLong',
+    `The prompt has ${promptTokens} tokens; with ${answerTokens} for the answer it does not fit ` +
+      `into the context of ${contextTokens}.`,
+    'Use a larger context, a smaller budget, or a shorter answer.',
+  );
+}
+
+function statsOf(outcome: GenerateResult, loaded: Loaded, request: AskRequest): EngineStats {
+  return {
+    model: loaded.model.spec.name,
+    device: 'cpu',
+    params: request.params,
+    promptTokens: outcome.promptTokens,
+    reusedTokens: outcome.reusedTokens,
+    computedTokens: outcome.computedTokens,
+    prefillTokensPerSecond: outcome.prefillTokensPerSecond,
+    decodeTokensPerSecond: outcome.decodeTokensPerSecond,
+    attention: outcome.attention,
+    memory: outcome.memory,
+  };
+}

@@ -1,0 +1,264 @@
+import assert from 'node:assert/strict';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { Jobs } from '../../../extension/engine/jobs';
+import { defaultParams } from '../../../extension/engine/params';
+import type {
+  AskRequest,
+  AskResult,
+  ConfirmEvent,
+  ErrorEvent,
+  Event,
+  JobRequest,
+  PackRequest,
+  PackResult,
+} from '../../../extension/engine/protocol';
+import { FakeAddon, memory } from './fakeAddon';
+
+describe('engine/asking', () => {
+  let folder: string;
+  let workspace: string;
+  let modelPath: string;
+  let fake: FakeAddon;
+  let events: Event[];
+  let jobs: Jobs;
+
+  beforeEach(() => {
+    folder = mkdtempSync(path.join(os.tmpdir(), 'longsight-asking-'));
+    workspace = path.join(folder, 'project');
+    modelPath = path.join(folder, 'model.gguf');
+    writeFileSync(modelPath, 'x');
+    mkdirSync(workspace);
+    file('README.md', 'A project about retries.\n');
+    file('retry.ts', 'export const retries = 2;\n');
+    fake = new FakeAddon();
+    events = [];
+    jobs = new Jobs({
+      addon: () => fake.addon,
+      send: (event) => events.push(event),
+      now: () => performance.now(),
+      version: '1',
+    });
+  });
+  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+  const file = (name: string, text: string) => writeFileSync(path.join(workspace, name), text);
+  const address = { sessionId: 's', requestId: 'r' };
+  const request = (over: Partial<AskRequest> = {}): AskRequest => ({
+    type: 'ask',
+    ...address,
+    model: { path: modelPath, device: 'auto', threads: 0, contextTokens: 0 },
+    params: { ...defaultParams },
+    workspace: {
+      folders: [{ name: 'project', path: workspace }],
+      unsaved: {},
+      budgetTokens: 0,
+      strict: false,
+    },
+    chat: [],
+    question: 'How often?',
+    answerTokens: 100,
+    sampling: { temperature: 0, topP: 1, seed: 0, stop: ['STOP'] },
+    confirmAbovePrefillMs: 0,
+    ...over,
+  });
+  const ended = async () => {
+    while (!events.some((event) => event.type === 'result' || event.type === 'error')) {
+      await wait(1);
+    }
+    return events.at(-1)!;
+  };
+  const run = async <T = AskResult>(asked: JobRequest): Promise<T> => {
+    events = [];
+    jobs.handle(asked);
+    const last = await ended();
+    assert.equal(last.type, 'result', JSON.stringify(last));
+    return (last as unknown as { result: T }).result;
+  };
+  const fail = async (asked: JobRequest) => {
+    events = [];
+    jobs.handle(asked);
+    const last = await ended();
+    assert.equal(last.type, 'error', JSON.stringify(last));
+    return (last as ErrorEvent).error;
+  };
+  const promptText = (index = 0) =>
+    Buffer.from(Uint8Array.from(fake.prompts[index]!.tokens)).toString();
+
+  it('goes through the phases in order and tells the plan before the prefill', async () => {
+    await run(request());
+    const told = events.flatMap((event) =>
+      event.type === 'phase' ? [event.phase] : event.type === 'plan' ? ['(plan)'] : [],
+    );
+    assert.deepEqual(told, [
+      'scan',
+      'tokenize',
+      '(plan)',
+      'prefill',
+      'firstToken',
+      'decode',
+      'done',
+    ]);
+    const order = events.map(({ type }) => type);
+    assert.ok(
+      order.indexOf('token') < events.findIndex((e) => e.type === 'phase' && e.phase === 'decode'),
+    );
+  });
+
+  it('puts the files before the question, with the border between them', async () => {
+    await run(request());
+    const { borders, denseFrom, tokens } = fake.prompts[0]!;
+    assert.deepEqual(borders, [denseFrom, tokens.length]);
+    const text = promptText();
+    assert.ok(text.indexOf('retries = 2') < denseFrom);
+    assert.ok(text.indexOf('How often?') >= denseFrom);
+    assert.ok(text.trimEnd().endsWith('<|im_start|>assistant'));
+  });
+
+  it('keeps the files part for another question and for later turns', async () => {
+    await run(request());
+    await run(request({ question: 'And why is that so?' }));
+    await run(
+      request({ chat: [{ question: 'How often?', answer: 'read 1 of 2 files\n\nTwice.' }] }),
+    );
+    const parts = fake.prompts.map(({ tokens, denseFrom }) => tokens.subarray(0, denseFrom));
+    assert.deepEqual(parts[0], parts[1]);
+    assert.deepEqual(parts[0], parts[2]);
+    assert.ok(promptText(2).includes('Twice.') && !promptText(2).includes('read 1 of 2'));
+  });
+
+  it('returns the answer as it was streamed, with its statistics', async () => {
+    const result = await run(request());
+    const streamed = events.flatMap((event) => (event.type === 'token' ? [event.text] : []));
+    assert.deepEqual(streamed, ['Hel', 'lo']);
+    assert.equal(result.answer, 'Hello');
+    assert.equal(result.stopReason, 'end');
+    assert.deepEqual(result.files, { full: 2, path: 0, out: 0 });
+    assert.equal(result.stats.model, 'fake');
+    assert.equal(result.stats.promptTokens, fake.prompts[0]!.tokens.length);
+    assert.deepEqual(result.stats.memory, memory);
+    assert.deepEqual(fake.options.at(-1), {
+      maxTokens: 100,
+      sampling: { temperature: 0, topP: 1, seed: 0, stop: ['STOP'] },
+      ignoreEnd: false,
+    });
+  });
+
+  it('tells what was read together with the first token when something was left out', async () => {
+    file('.env', 'KEY=1\n');
+    const result = await run(request());
+    const streamed = events.flatMap((event) => (event.type === 'token' ? [event.text] : []));
+    assert.deepEqual(streamed, ['read 2 of 3 files\n\nHel', 'lo']);
+    assert.equal(result.answer, 'read 2 of 3 files\n\nHello');
+    assert.ok(!promptText().includes('KEY=1'));
+    fake.settings.texts = [];
+    assert.equal((await run(request())).answer, 'read 2 of 3 files\n\n');
+  });
+
+  it('checks citations against what was packed', async () => {
+    fake.settings.texts = ['Twice [retry.ts "const retries = 2"] and [none.ts "x = 1"].'];
+    const { citations } = await run(request());
+    assert.deepEqual(
+      citations.map(({ path: file, status, startLine }) => [file, status, startLine]),
+      [
+        ['retry.ts', 'verified', 1],
+        ['none.ts', 'invented', 0],
+      ],
+    );
+    assert.equal(citations[0]!.absolutePath, path.join(workspace, 'retry.ts'));
+  });
+
+  it('reads unsaved text instead of the disk', async () => {
+    const unsaved = { [path.join(workspace, 'retry.ts')]: 'export const retries = 9;\n' };
+    await run(request({ workspace: { ...request().workspace, unsaved } }));
+    assert.ok(promptText().includes('retries = 9') && !promptText().includes('retries = 2'));
+  });
+
+  it('asks before a long prefill, names a budget that is short enough, and waits', async () => {
+    file('big.ts', 'x'.repeat(4000));
+    jobs.handle(request({ confirmAbovePrefillMs: 3000 }));
+    while (!events.some(({ type }) => type === 'confirm')) await wait(1);
+    await wait(20);
+    assert.ok(!fake.calls.includes('generate'));
+    const confirm = events.find(({ type }) => type === 'confirm') as ConfirmEvent;
+    assert.ok(confirm.predictedPrefillMs > 4000);
+    jobs.handle({ type: 'proceed', ...address });
+    assert.equal((await ended()).type, 'result');
+
+    const budgetTokens = confirm.suggestedBudgetTokens;
+    assert.ok(budgetTokens > 0 && budgetTokens % 256 === 0, `${budgetTokens}`);
+    await run(
+      request({
+        confirmAbovePrefillMs: 3000,
+        workspace: { ...request().workspace, budgetTokens },
+      }),
+    );
+    assert.ok(!events.some(({ type }) => type === 'confirm'));
+  });
+
+  it('can be cancelled while it waits for a person', async () => {
+    jobs.handle(request({ confirmAbovePrefillMs: 1 }));
+    while (!events.some(({ type }) => type === 'confirm')) await wait(1);
+    jobs.handle({ type: 'cancel', ...address });
+    assert.equal(((await ended()) as ErrorEvent).error.code, 'cancelled');
+    assert.ok(!fake.calls.includes('generate'));
+  });
+
+  it('can be cancelled in the prefill', async () => {
+    fake.settings.hang = true;
+    jobs.handle(request());
+    while (!fake.calls.includes('generate')) await wait(1);
+    jobs.handle({ type: 'cancel', ...address });
+    assert.equal(((await ended()) as ErrorEvent).error.code, 'cancelled');
+  });
+
+  it('refuses empty and missing folders, and an empty question', async () => {
+    const of = (folderPath: string) =>
+      request({
+        workspace: { ...request().workspace, folders: [{ name: 'x', path: folderPath }] },
+      });
+    const empty = path.join(folder, 'empty');
+    mkdirSync(empty);
+    assert.equal((await fail(of(empty))).code, 'emptyWorkspace');
+    assert.equal((await fail(of('/none/such'))).code, 'folderNotFound');
+    assert.equal((await fail(request({ question: ' \n' }))).code, 'invalidParams');
+  });
+
+  it('refuses what does not fit with strict, and a prompt that fits nowhere', async () => {
+    file('big.ts', 'x'.repeat(9000));
+    const error = await fail(request({ workspace: { ...request().workspace, strict: true } }));
+    assert.equal(error.code, 'overBudget');
+    assert.equal((await run(request())).files.path, 1);
+    assert.equal((await fail(request({ question: 'q'.repeat(9000) }))).code, 'promptTooLong');
+  });
+
+  it('uses the largest context that fits into memory', async () => {
+    fake.settings.largestContextTokens = 3000;
+    await run(request());
+    assert.deepEqual(fake.options[0], { contextTokens: 3000, threads: 3, ropeBaseScale: 1 });
+  });
+
+  it('packs without loading weights', async () => {
+    const pack: PackRequest = {
+      type: 'pack',
+      ...address,
+      model: request().model,
+      workspace: request().workspace,
+      withText: true,
+    };
+    const result = await run<PackResult>(pack);
+    assert.deepEqual(
+      result.files.map(({ path: name, tier, reason }) => [name, tier, reason]),
+      [
+        ['README.md', 'full', 'readme'],
+        ['retry.ts', 'full', 'source'],
+      ],
+    );
+    assert.ok(result.totalTokens >= result.files.reduce((sum, { tokens }) => sum + tokens, 0));
+    assert.ok(result.text!.includes('retries = 2'));
+    assert.ok(!fake.calls.includes('createSession'));
+    assert.ok(!('text' in (await run<PackResult>({ ...pack, withText: false }))));
+  });
+});
