@@ -12,13 +12,14 @@ import { Problem, step } from './lib/terminal.mjs';
 
 // code-server 4.139.1 is VS Code 1.139.1 and runs on Node 24 only, so it gets a Node of its own.
 const pins = { node: '24.21.0', 'code-server': '4.139.1' };
-const home =
+/** Where code-server is installed; another home folder does not change it. */
+export const codeServerHome =
   process.env.CODE_SERVER_HOME || path.join(os.homedir(), '.cache/longsight/code-server');
-const node = path.join(home, 'node_modules/node/bin/node');
-const entry = path.join(home, 'node_modules/code-server/out/node/entry.js');
+const node = path.join(codeServerHome, 'node_modules/node/bin/node');
+const entry = path.join(codeServerHome, 'node_modules/code-server/out/node/entry.js');
 const startTimeoutMs = 60_000;
 
-const readyMark = path.join(home, 'installed');
+const readyMark = path.join(codeServerHome, 'installed');
 const readyText = JSON.stringify(pins);
 
 /** Whether `installCodeServer` has nothing to do. */
@@ -29,11 +30,11 @@ export function hasCodeServer() {
 /** 800 MB in ~/.cache/longsight, two minutes. Compiles `kerberos`, which needs libkrb5-dev. */
 export async function installCodeServer() {
   if (hasCodeServer()) return;
-  await withLock(`${home}.lock`, 'installation', async () => {
+  await withLock(`${codeServerHome}.lock`, 'installation', async () => {
     if (hasCodeServer()) return;
-    fs.mkdirSync(home, { recursive: true });
+    fs.mkdirSync(codeServerHome, { recursive: true });
     fs.rmSync(readyMark, { force: true });
-    fs.writeFileSync(path.join(home, 'package.json'), '{ "private": true }\n');
+    fs.writeFileSync(path.join(codeServerHome, 'package.json'), '{ "private": true }\n');
     const install = ['install', '--save-exact', '--no-audit', '--no-fund'];
     const env = cleanEnvironment();
     await step(
@@ -41,7 +42,7 @@ export async function installCodeServer() {
       'npm',
       [...install, `node@${pins.node}`],
       {
-        cwd: home,
+        cwd: codeServerHome,
         env,
       },
     );
@@ -49,7 +50,7 @@ export async function installCodeServer() {
     env.PATH = `${path.dirname(node)}${path.delimiter}${env.PATH}`;
     const title = 'Installing code-server (600 MB, compiles for two minutes)';
     await step(title, 'npm', [...install, `code-server@${pins['code-server']}`], {
-      cwd: home,
+      cwd: codeServerHome,
       env,
     });
     await step('Checking code-server', node, [entry, '--version'], { env });

@@ -6,6 +6,7 @@ import path from 'node:path';
 import { check } from '../check.mjs';
 import { inRoot, root, tool } from '../lib/paths.mjs';
 import { Problem, say } from '../lib/terminal.mjs';
+import { codeServerHome } from '../code-server.mjs';
 import { pack } from '../package.mjs';
 import { unpackExtension } from './unpackedExtension.mjs';
 
@@ -151,6 +152,7 @@ async function inTemporaryHome(model, body) {
     fs.copyFileSync(model, copy, fs.constants.COPYFILE_FICLONE);
     return await body(
       {
+        CODE_SERVER_HOME: codeServerHome,
         HOME: path.join(folder, 'home'),
         XDG_DATA_HOME: dataHome,
         LONGSIGHT_VSIX: inRoot(`longsight-linux-x64-${version}.vsix`),
