@@ -141,7 +141,8 @@ async function budgetFor(
   const askedTokens = sum(await countTokens(asked.pieces));
   const needed = rulesTokens + askedTokens + answerTokens;
   if (needed > contextTokens) {
-    const chatNote = chat.length > 0 ? ` with ${chat.length} earlier turns` : '';
+    const turns = chat.length === 1 ? '1 earlier turn' : `${chat.length} earlier turns`;
+    const chatNote = chat.length > 0 ? ` with ${turns}` : '';
     throw new CodedError(
       'promptTooLong',
       `The question${chatNote} needs ${askedTokens} tokens; with ${rulesTokens} for the rules and ` +
