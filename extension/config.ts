@@ -15,6 +15,8 @@ export interface Settings {
   /** 0 = as much as model and memory allow. */
   contextTokens: number;
   answerTokens: number;
+  /** A prefill that is predicted to take longer is confirmed first; 0 = never. */
+  confirmAboveSeconds: number;
   params: SampleAttentionParams;
 }
 
@@ -31,6 +33,7 @@ export const integerSettings = {
   threads: { min: 0, max: 1024, default: 0 },
   contextTokens: { min: 0, max: 16_777_216, default: 0 },
   answerTokens: { min: 1, max: 65_536, default: 512 },
+  confirmAboveSeconds: { min: 0, max: 86_400, default: 30 },
 } as const satisfies Record<string, IntegerRange>;
 
 const correctIt = 'Correct it in the settings; the change applies to the next question.';
@@ -51,6 +54,7 @@ export function readSettings(read: ReadSetting): Settings {
     threads: readInteger(read, 'threads'),
     contextTokens: readInteger(read, 'contextTokens'),
     answerTokens: readInteger(read, 'answerTokens'),
+    confirmAboveSeconds: readInteger(read, 'confirmAboveSeconds'),
     params: params as unknown as SampleAttentionParams,
   };
   requireValidParams(settings.params);

@@ -9,9 +9,6 @@ import type { Settings } from '../config';
 import { Conversation, isOpen, type Change, type Entry } from './conversation';
 import type { Choice } from './messages';
 
-/** Predictions above this are shown to the user before the prefill starts. */
-const confirmAbovePrefillMs = 30_000;
-
 export interface AskingHost {
   /** Throws an `EngineError` when a setting cannot be used. */
   settings(): Settings;
@@ -149,7 +146,7 @@ export class Asking {
         question: entry.question,
         answerTokens: settings.answerTokens,
         sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
-        confirmAbovePrefillMs,
+        confirmAbovePrefillMs: settings.confirmAboveSeconds * 1000,
       },
       {
         onEvent: (event) => {

@@ -17,6 +17,11 @@ export function formatDuration(ms: number): string {
   return rest === 0 ? `${rounded / 60} h` : `${Math.floor(rounded / 60)} h ${rest} min`;
 }
 
+/** Whole seconds without a decimal that would only be noise: `5 s`, not `5.0 s`. */
+function formatWhole(ms: number): string {
+  return ms < 60_000 ? `${Math.round(ms / 1000)} s` : formatDuration(ms);
+}
+
 /** A share in [0, 1] as `14%`; small shares keep two significant digits: `0.42%`. */
 export function formatPercent(share: number): string {
   const percent = share * 100;
@@ -90,7 +95,7 @@ export function progressText(progress: Progress): string {
   if (progress.phase === 'decode') {
     if (progress.perSecond > 0) parts.push(formatSpeed(progress.perSecond));
   } else if (progress.etaMs !== null) {
-    parts.push(formatDuration(Math.max(1000, Math.ceil(progress.etaMs / 1000) * 1000)));
+    parts.push(formatWhole(Math.max(1000, Math.ceil(progress.etaMs / 1000) * 1000)));
   }
   return parts.join(' · ');
 }
@@ -114,21 +119,29 @@ export function statsLine(stats: Stats): string {
   return parts.join(' · ');
 }
 
-/** `Read 37 of 412 files · 375 by path only`. */
-export function filesLine(files: FileCounts): string {
+/** `Read 37 of 412 files · 375 by path only`; `Reading …` before the answer is there. */
+export function filesLine(files: FileCounts, verb: 'Read' | 'Reading' = 'Read'): string {
   const total = files.full + files.path + files.out;
   if (files.path === 0 && files.out === 0) {
-    return `Read ${files.full === 1 ? 'the only file' : `all ${formatCount(total)} files`}`;
+    return `${verb} ${files.full === 1 ? 'the only file' : `all ${formatCount(total)} files`}`;
   }
-  const parts = [`Read ${formatCount(files.full)} of ${formatCount(total)} files`];
+  const parts = [`${verb} ${formatCount(files.full)} of ${formatCount(total)} files`];
   if (files.path > 0) parts.push(`${formatCount(files.path)} by path only`);
   if (files.out > 0) parts.push(`${formatCount(files.out)} left out`);
   return parts.join(' · ');
 }
 
-/** `about 14 min`. */
+/** A prediction is good for about two digits: `35 s`, `2 min`, `14 min`, `2 h 5 min`. */
+export function formatEstimate(ms: number): string {
+  const fiveSeconds = 5000;
+  const minute = 60_000;
+  const step = ms < 1.5 * minute ? fiveSeconds : minute;
+  return formatWhole(Math.max(fiveSeconds, Math.round(ms / step) * step));
+}
+
+/** What a person is asked before a long prefill. */
 export function confirmText(predictedPrefillMs: number, computedTokens: number): string {
-  return `Reading ${formatCount(computedTokens)} tokens takes about ${formatDuration(predictedPrefillMs)}.`;
+  return `Reading ${formatCount(computedTokens)} tokens takes about ${formatEstimate(predictedPrefillMs)}.`;
 }
 
 /** Message and way out in one line. */

@@ -8,6 +8,7 @@ import {
   formatCount,
   formatCoverage,
   formatDuration,
+  formatEstimate,
   formatPercent,
   formatSpeed,
   progressText,
@@ -40,7 +41,10 @@ export function statusText(entries: readonly Entry[]): StatusText {
     open.length > 1
       ? [`${open.length - 1} more ${open.length === 2 ? 'question waits' : 'questions wait'}.`]
       : [];
-  const files = current.files === null ? [] : [`${filesLine(current.files)}.`];
+  const files =
+    current.files === null
+      ? []
+      : [`${filesLine(current.files, open.length > 0 ? 'Reading' : 'Read')}.`];
   switch (current.state) {
     case 'running': {
       const { phase, perSecond } = current.progress;
@@ -56,7 +60,7 @@ export function statusText(entries: readonly Entry[]): StatusText {
     case 'confirming':
       return status(
         '$(question)',
-        `About ${formatDuration(current.confirmation?.predictedPrefillMs ?? 0)}: start?`,
+        `About ${formatEstimate(current.confirmation?.predictedPrefillMs ?? 0)}: start?`,
         [
           'The prefill is long: choose Start, Fewer Files or Cancel in the chat.',
           ...files,

@@ -46,8 +46,12 @@ export class EntryView {
     const { entry } = this;
     this.element.dataset.state = entry.state;
     this.element.setAttribute('aria-label', `Question ${entry.id}`);
+    const reading = isOpen(entry) && entry.answer === '';
     setText(this.question, entry.question);
-    setText(this.files, entry.files === null ? '' : filesLine(entry.files));
+    setText(
+      this.files,
+      entry.files === null ? '' : filesLine(entry.files, reading ? 'Reading' : 'Read'),
+    );
     this.files.hidden = entry.files === null;
     this.drawProgress();
     this.drawAnswer();

@@ -66,6 +66,7 @@ describe('chat/asking', () => {
         threads: 2,
         contextTokens: 8192,
         answerTokens: 64,
+        confirmAboveSeconds: 30,
         params: { ...defaultParams },
       }),
       folders: () => [{ name: 'app', path: '/app' }],
@@ -164,6 +165,7 @@ describe('chat/asking', () => {
       threads: 0,
       contextTokens: 0,
       answerTokens: 1,
+      confirmAboveSeconds: 0,
       params: { ...defaultParams },
     });
     host.folders = () => [];

@@ -27,6 +27,7 @@ describe('config', () => {
       threads: 0,
       contextTokens: 0,
       answerTokens: 512,
+      confirmAboveSeconds: 30,
       params: defaultParams,
     });
   });

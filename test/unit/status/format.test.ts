@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import {
+  confirmText,
   filesLine,
   formatBytes,
   formatCoverage,
   formatDuration,
+  formatEstimate,
   formatPercent,
   progressText,
   resultText,
@@ -72,7 +74,7 @@ describe('status/format', () => {
       ...some,
     });
     assert.equal(progressText(progress({ share: 0.4399, etaMs: 11_400 })), 'Prefill 43% · 12 s');
-    assert.equal(progressText(progress({ share: 0.5, etaMs: 200 })), 'Prefill 50% · 1.0 s');
+    assert.equal(progressText(progress({ share: 0.5, etaMs: 200 })), 'Prefill 50% · 1 s');
     assert.equal(progressText(progress({ phase: 'scan' })), 'Reading files');
     assert.equal(progressText(progress({ phase: 'queue', ahead: 2 })), 'Waiting for 2 questions');
     assert.equal(progressText(progress({ phase: 'queue', ahead: 1 })), 'Waiting for 1 question');
@@ -101,6 +103,18 @@ describe('status/format', () => {
     assert.equal(statsLine(dense), 'TTFT 3.2 s · 100% attention · 6,312 tokens · 38 tok/s');
   });
 
+  it('rounds predictions', () => {
+    const cases: [number, string][] = [
+      [1_000, '5 s'],
+      [32_000, '30 s'],
+      [88_000, '1 min 30 s'],
+      [155_000, '3 min'],
+      [842_000, '14 min'],
+    ];
+    for (const [ms, text] of cases) assert.equal(formatEstimate(ms), text, `${ms} ms`);
+    assert.equal(confirmText(842_000, 118_000), 'Reading 118,000 tokens takes about 14 min.');
+  });
+
   it('says what was read and what was not', () => {
     assert.equal(filesLine({ full: 12, path: 0, out: 0 }), 'Read all 12 files');
     assert.equal(filesLine({ full: 1, path: 0, out: 0 }), 'Read the only file');
@@ -109,5 +123,6 @@ describe('status/format', () => {
       'Read 37 of 412 files · 375 by path only',
     );
     assert.equal(filesLine({ full: 2, path: 0, out: 1 }), 'Read 2 of 3 files · 1 left out');
+    assert.equal(filesLine({ full: 9, path: 0, out: 0 }, 'Reading'), 'Reading all 9 files');
   });
 });
