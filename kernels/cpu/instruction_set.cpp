@@ -4,7 +4,28 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace longsight {
+namespace {
+
+#if defined(__x86_64__)
+// Linux hands out the tile registers on request, once a process for all its threads.
+bool tilesAllowed() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  static const bool allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return allowed;
+#else
+  return false;
+#endif
+}
+#endif
+
+}  // namespace
 
 const char* instructionSetName(InstructionSet set) {
   switch (set) {
@@ -16,6 +37,8 @@ const char* instructionSetName(InstructionSet set) {
       return "avx512";
     case InstructionSet::avx512bf16:
       return "avx512bf16";
+    case InstructionSet::amx:
+      return "amx";
   }
   return "unknown";
 }
@@ -44,6 +67,9 @@ bool instructionSetRuns(InstructionSet set) {
       return avx512;
     case InstructionSet::avx512bf16:
       return avx512 && __builtin_cpu_supports("avx512bf16");
+    case InstructionSet::amx:
+      return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+             __builtin_cpu_supports("amx-bf16") && tilesAllowed();
   }
   return false;
 #else

@@ -113,8 +113,29 @@ double peakPortable(int64_t rounds) {
   return static_cast<double>(rounds) * 12 * 8;
 }
 
+// Tiles: 16 x 16 sums of 32 products an instruction.
+__attribute__((target("amx-tile,amx-bf16"))) double peakAmx(int64_t rounds) {
+  struct alignas(64) Config {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t rowBytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_release();
+  return static_cast<double>(rounds) * 4 * 16384;
+}
+
 double runPeak(InstructionSet set, int64_t rounds) {
   switch (set) {
+    case InstructionSet::amx:
+      return peakAmx(rounds / 8);
     case InstructionSet::avx512bf16:
       return peakBf16(rounds);
     case InstructionSet::avx512:
@@ -283,7 +304,7 @@ Options parse(int argc, char** argv) {
     if (flag == "--threads") options.threads = std::stoi(value);
     if (flag == "--bursts") options.bursts = std::stoi(value);
   }
-  if (options.sets.empty()) options.sets = {instructionSetName(chooseInstructionSet())};
+  if (options.sets.empty()) options.sets = {instructionSetName(chooseLinearSet())};
   return options;
 }
 

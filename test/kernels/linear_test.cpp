@@ -157,7 +157,7 @@ float roundToBf16(float value) {
 void expectProduct(const GuardedOutput& out, const Activations& a, int64_t rows, const Weights& w,
                    InstructionSet set) {
   const int64_t columns = w.view.columns;
-  const bool bf16 = set == InstructionSet::avx512bf16;
+  const bool bf16 = set >= InstructionSet::avx512bf16;
   double squaredError = 0.0, squaredTerms = 0.0;
   for (int64_t r = 0; r < rows; ++r) {
     const float* x = a.values.data() + r * a.stride;
@@ -390,11 +390,14 @@ TEST(Linear, theEnvironmentForcesASet) {
   const std::string saved = before ? before : "";
   setenv("LONGSIGHT_CPU", "portable", 1);
   EXPECT_EQ(chooseInstructionSet(), InstructionSet::portable);
+  EXPECT_EQ(chooseLinearSet(), InstructionSet::portable);
   EXPECT_EQ(LinearScratch(1, 32, 1).instructionSet(), InstructionSet::portable);
   setenv("LONGSIGHT_CPU", "mmx", 1);
   EXPECT_THROW(chooseInstructionSet(), std::runtime_error);
   setenv("LONGSIGHT_CPU", "", 1);
   EXPECT_EQ(chooseInstructionSet(), setsThatRun().back());
+  EXPECT_TRUE(instructionSetRuns(chooseLinearSet()));
+  EXPECT_EQ(chooseLinearSet(), chooseLinearSet());
   if (before) {
     setenv("LONGSIGHT_CPU", saved.c_str(), 1);
   } else {

@@ -1,47 +1,10 @@
 // AVX512_BF16: weights and activations rounded to bf16, sums in f32 by vdpbf16ps.
 #include <immintrin.h>
 
-#include "kernels/cpu/linear/expand.h"
-#include "kernels/cpu/linear/transpose_avx512.h"
+#include "kernels/cpu/linear/bf16_panel.h"
 
 namespace longsight {
 namespace {
-
-// Panel: [column pair][64 rows][2].
-constexpr int kPairElements = 2 * kPanelRows;
-
-void expandPanel(const PanelSource& source, float* group, void* panelBytes) {
-  uint16_t* panel = static_cast<uint16_t*>(panelBytes);
-  expandGroups(source, group,
-               [panel](const float* rows, int64_t columns, int32_t firstRow, int64_t firstColumn) {
-                 for (int64_t c = 0; c < columns; c += 32) {
-                   __m512i pairs[16];
-#pragma GCC unroll 16
-                   for (int r = 0; r < 16; ++r) {
-                     const float* row = rows + r * kGroupStride + c;
-                     pairs[r] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16),
-                                                             _mm512_loadu_ps(row));
-                   }
-                   transpose16x16(pairs);
-                   uint16_t* target = panel + (firstColumn + c) / 2 * kPairElements + 2 * firstRow;
-#pragma GCC unroll 16
-                   for (int j = 0; j < 16; ++j)
-                     _mm512_storeu_si512(target + j * kPairElements, pairs[j]);
-                 }
-               });
-}
-
-void packRow(const float* source, int64_t columns, void* targetBytes, int64_t padded) {
-  uint16_t* target = static_cast<uint16_t*>(targetBytes);
-  for (int64_t c = 0; c < padded; c += 16) {
-    const int64_t left = columns - c;
-    const __mmask16 mask = left >= 16 ? 0xffff
-                           : left > 0 ? static_cast<__mmask16>((1u << left) - 1)
-                                      : 0;
-    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, source + c));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + c), rounded);
-  }
-}
 
 template <int Rows>
 void tile(const uint16_t* a, int64_t aStride, const uint16_t* panel, int64_t depth, float* c,
@@ -52,6 +15,14 @@ void tile(const uint16_t* a, int64_t aStride, const uint16_t* panel, int64_t dep
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       sum[r][v] = accumulate ? _mm512_loadu_ps(c + r * cStride + 16 * v) : _mm512_setzero_ps();
+    }
+  }
+  // The rows of an output lie far apart: without this, the stores below wait for memory.
+#pragma GCC unroll 6
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      _mm_prefetch(reinterpret_cast<const char*>(c + r * cStride + 16 * v), _MM_HINT_T0);
     }
   }
   for (int64_t k = 0; k < depth; k += 2, panel += kPairElements) {

@@ -1,10 +1,13 @@
 #include "kernels/cpu/linear/linear.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernels/cpu/linear/kernels.h"
 
@@ -27,11 +30,54 @@ ExpandRow expanderFor(const LinearKernels& kernels, ggml_type type) {
   return ggml_get_type_traits(type)->to_float;
 }
 
+// Seconds per multiply-add of a tile whose operands are in the caches.
+double tileSeconds(const LinearKernels& kernels) {
+  constexpr int64_t kDepth = 512;
+  constexpr int kBursts = 5, kTiles = 16;
+  std::vector<float> a(kDepth * kMaxTileRows), panel(kDepth * kPanelRows),
+      c(kPanelRows * kMaxTileRows);
+  double best = 1.0;
+  for (int burst = 0; burst < kBursts; ++burst) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kTiles; ++i) {
+      kernels.multiplyTile(a.data(), kDepth, kernels.tileRows, panel.data(), kDepth, c.data(),
+                           kPanelRows, false);
+    }
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    best = std::min(best, taken.count());
+  }
+  return best / (kTiles * kernels.tileRows);
+}
+
 }  // namespace
+
+InstructionSet chooseLinearSet() {
+  const char* forced = std::getenv("LONGSIGHT_CPU");
+  if (forced != nullptr && *forced != '\0') return chooseInstructionSet();
+  static const InstructionSet fastest = [] {
+    // A set has to be clearly faster than one that comes after it: the choice then is the same each
+    // time, and bf16 panels are half the size.
+    constexpr double kClearly = 0.85;
+    InstructionSet best = InstructionSet::portable;
+    double bestSeconds = 1.0;
+    for (InstructionSet set : kInstructionSets) {
+      const LinearKernels* kernels = linearKernels(set);
+      if (kernels == nullptr) continue;
+      const double seconds = tileSeconds(*kernels);
+      if (seconds * kClearly < bestSeconds) {
+        best = set;
+        bestSeconds = seconds;
+      }
+    }
+    return best;
+  }();
+  return fastest;
+}
 
 const LinearKernels* linearKernels(InstructionSet set) {
   if (!instructionSetRuns(set)) return nullptr;
 #if defined(__x86_64__)
+  if (set == InstructionSet::amx) return amxLinearKernels();
   if (set == InstructionSet::avx512bf16) return avx512bf16LinearKernels();
   if (set == InstructionSet::avx512) return avx512LinearKernels();
   if (set == InstructionSet::avx2) return avx2LinearKernels();

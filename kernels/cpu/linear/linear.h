@@ -42,6 +42,11 @@ struct LinearOutput {
 // Whether multiply() takes weights of this type: F32 and all that ggml can expand.
 bool isLinearType(ggml_type type);
 
+// The set that LONGSIGHT_CPU names, else the fastest here, measured once a process in a few
+// millisecond: which set that is differs between processors (vdpbf16ps runs at twice the rate of an
+// f32 multiply-add on some, at half of it on others). Throws like chooseInstructionSet().
+InstructionSet chooseLinearSet();
+
 // The buffers of multiply(). One object serves one call at a time.
 class LinearScratch {
  public:
@@ -49,14 +54,14 @@ class LinearScratch {
   // than maxRows rows are worked off in blocks; below about 512 rows a block, the expansion of
   // weights begins to cost. `set` must run here.
   LinearScratch(int64_t maxRows, int64_t maxColumns, int32_t threads,
-                InstructionSet set = chooseInstructionSet());
+                InstructionSet set = chooseLinearSet());
   ~LinearScratch();
   LinearScratch(const LinearScratch&) = delete;
   LinearScratch& operator=(const LinearScratch&) = delete;
 
   // What an object with these arguments allocates.
   static size_t bytes(int64_t maxRows, int64_t maxColumns, int32_t threads,
-                      InstructionSet set = chooseInstructionSet());
+                      InstructionSet set = chooseLinearSet());
 
   InstructionSet instructionSet() const;
 
