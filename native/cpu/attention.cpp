@@ -82,6 +82,7 @@ class SegmentRun {
   }
 
   void startRows(ThreadScratch& s, int32_t blocks, bool wantsOutput) const;
+  void startDenseRows(ThreadScratch& s, int32_t blocks, int32_t used) const;
   void visit(ThreadScratch& s, int32_t kvHead, const Columns& columns, Blocks blocks,
              bool wantsOutput) const;
   int32_t placeTile(ThreadScratch& s, RowRange rows, int32_t headBegin, int32_t headEnd,
@@ -330,10 +331,23 @@ int32_t SegmentRun::placeTile(ThreadScratch& s, RowRange rows, int32_t headBegin
 
 void SegmentRun::startRows(ThreadScratch& s, int32_t blocks, bool wantsOutput) const {
   const int64_t slots = int64_t{blocks} * blockRows();
+  s.fewRows = 0;
   kernels_.packQueries(s.rows.data(), blocks, allDims(dim_), scale_, s.queries.data());
   std::fill_n(s.maximum.data(), slots, -kInfinity);
   std::fill_n(s.sum.data(), slots, 0.0f);
   if (wantsOutput) std::fill_n(s.output.data(), slots * paddedDim_, 0.0f);
+}
+
+// The same for the first `used` slots, which will visit consecutive columns only.
+void SegmentRun::startDenseRows(ThreadScratch& s, int32_t blocks, int32_t used) const {
+  startRows(s, blocks, true);
+  if (used > kFewRows || dim_ % kDimMultiple != 0) return;
+  s.fewRows = used;
+  for (int64_t row = 0; row < used; ++row) {
+    for (int64_t dim = 0; dim < dim_; ++dim) {
+      s.queries.data()[row * dim_ + dim] = s.rows.data()[row][dim] * scale_;
+    }
+  }
 }
 
 // Adds the columns to the softmax of the rows.
@@ -355,11 +369,7 @@ void SegmentRun::visit(ThreadScratch& s, int32_t kvHead, const Columns& columns,
     const auto count = static_cast<int32_t>(std::min<int64_t>(kTileKeys, columns.end - begin));
     const int32_t* list = columns.list != nullptr ? columns.list + begin : nullptr;
     const KeyRows keys{matrix(task_.kv.keys, kvHead), dim_, list, begin, count};
-    kernels_.packKeys(keys, allDims(dim_), s.keys.data());
-    if (wantsOutput) {
-      const KeyRows values{matrix(task_.kv.values, kvHead), dim_, list, begin, count};
-      kernels_.packValues(values, s.values.data());
-    }
+    const KeyRows values{matrix(task_.kv.values, kvHead), dim_, list, begin, count};
     const bool masked = begin < allFrom || begin + count > allTo;
     if (masked) {
       for (int64_t slot = 0; slot < slots; ++slot) {
@@ -369,6 +379,17 @@ void SegmentRun::visit(ThreadScratch& s, int32_t kvHead, const Columns& columns,
             static_cast<int32_t>(std::clamp<int64_t>(to[slot] - begin, 0, count));
       }
     }
+    const RowState state{s.maximum.data() + firstSlot, s.sum.data() + firstSlot,
+                         wantsOutput ? s.output.data() + firstSlot * paddedDim_ : nullptr,
+                         paddedDim_};
+    if (s.fewRows > 0) {
+      const int32_t* visibleEnd = masked ? s.visibleEnd.data() : nullptr;
+      kernels_.attendFew(
+          {s.queries.data(), s.fewRows, keys, values, visibleEnd, state, s.scores.data()});
+      continue;
+    }
+    kernels_.packKeys(keys, allDims(dim_), s.keys.data());
+    if (wantsOutput) kernels_.packValues(values, s.values.data());
     AttendTile tile;
     tile.queries = s.queries.data() + firstSlot * dim_;
     tile.blocks = blocks.end - blocks.begin;
@@ -378,8 +399,7 @@ void SegmentRun::visit(ThreadScratch& s, int32_t kvHead, const Columns& columns,
     tile.keyCount = count;
     tile.visibleBegin = masked ? s.visibleBegin.data() : nullptr;
     tile.visibleEnd = masked ? s.visibleEnd.data() : nullptr;
-    tile.state = {s.maximum.data() + firstSlot, s.sum.data() + firstSlot,
-                  wantsOutput ? s.output.data() + firstSlot * paddedDim_ : nullptr, paddedDim_};
+    tile.state = state;
     tile.scores = s.scores.data();
     kernels_.attend(tile);
   }
@@ -393,7 +413,11 @@ void SegmentRun::attendRows(int64_t tile, int32_t headBegin, int32_t headEnd, Th
   // Heads with lists of their own start on a block of their own.
   if (window > 0) headSlots = static_cast<int32_t>(roundUp(headSlots, blockRows()));
   const int32_t blocks = placeTile(s, rows, headBegin, headEnd, headSlots);
-  startRows(s, blocks, true);
+  if (window > 0) {
+    startRows(s, blocks, true);
+  } else {
+    startDenseRows(s, blocks, (headEnd - headBegin) * headSlots);
+  }
 
   for (int32_t head = headBegin; window > 0 && head < headEnd; ++head) {
     const int32_t first = (head - headBegin) * headSlots / blockRows();
@@ -451,7 +475,7 @@ void SegmentRun::attendChunk(int64_t tile, int32_t kvHead, int64_t chunk, Thread
   const auto headSlots = static_cast<int32_t>(rows.end - rows.begin);
   const int32_t headBegin = kvHead * groupHeads_;
   const int32_t blocks = placeTile(s, rows, headBegin, headBegin + groupHeads_, headSlots);
-  startRows(s, blocks, true);
+  startDenseRows(s, blocks, groupHeads_ * headSlots);
   const int64_t begin = chunk * chunkColumns_;
   visit(s, kvHead, {nullptr, begin, std::min(begin + chunkColumns_, rows.end)}, {0, blocks}, true);
 

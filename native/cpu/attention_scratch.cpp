@@ -10,7 +10,7 @@ void ThreadScratch::reserve(int64_t slots, int32_t headDim, int32_t paddedDim,
                             const AttentionKernels& kernels) {
   keys.reserve(int64_t{kTileKeys} * headDim);
   values.reserve(int64_t{kTileKeys} * paddedDim);
-  scores.reserve(int64_t{kernels.blockRows} * kTileKeys);
+  scores.reserve(int64_t{std::max(kernels.blockRows, kFewRows)} * kTileKeys);
   queries.reserve(slots * headDim);
   output.reserve(slots * paddedDim);
   maximum.reserve(slots);

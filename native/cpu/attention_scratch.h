@@ -46,6 +46,8 @@ struct ThreadScratch {
   GrowBuffer<int64_t> seesFrom, seesTo;
   // The same within one tile.
   GrowBuffer<int32_t> visibleBegin, visibleEnd;
+  // Rows of the current item when attendFew takes them, else 0: queries are then not packed.
+  int32_t fewRows = 0;
 
   void reserve(int64_t slots, int32_t headDim, int32_t paddedDim, const AttentionKernels& kernels);
   uint64_t bytes() const;

@@ -35,15 +35,17 @@ __attribute__((target("avx2,fma"))) float chains(int64_t rounds) {
   const __m256 a = _mm256_set1_ps(0.5f);
   const __m256 b = _mm256_set1_ps(1.0f);
   __m256 sums[12];
-  for (__m256& sum : sums) sum = _mm256_setzero_ps();
+#pragma GCC unroll 12
+  for (__m256& sum : sums) {
+    sum = _mm256_setzero_ps();
+    asm volatile("" : "+x"(sum));  // else the compiler merges equal chains
+  }
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
-    for (__m256& sum : sums) {
-      sum = _mm256_fmadd_ps(sum, a, b);
-      asm volatile("" : "+x"(sum));  // else the compiler merges equal chains
-    }
+    for (__m256& sum : sums) sum = _mm256_fmadd_ps(sum, a, b);
   }
   float total = 0;
+#pragma GCC unroll 12
   for (const __m256& sum : sums) total += _mm256_cvtss_f32(sum);
   return total;
 }

@@ -35,16 +35,15 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
 
-  static Type widenBits(const uint16_t* p) {
+  static Type loadBf16(const uint16_t* p) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
-  static void widen(const uint16_t* p, float* target) { store(target, widenBits(p)); }
 
   // 8 rows x 8 dims to [dim][16 columns].
   static void transpose8(const uint16_t* const* rows, int32_t dim, float* packed) {
     Type r[8];
-    for (int i = 0; i < 8; ++i) r[i] = rows[i] != nullptr ? widenBits(rows[i] + dim) : zero();
+    for (int i = 0; i < 8; ++i) r[i] = rows[i] != nullptr ? loadBf16(rows[i] + dim) : zero();
     Type pairs[8];
     for (int i = 0; i < 8; i += 2) {
       pairs[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);

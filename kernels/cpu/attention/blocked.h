@@ -5,8 +5,8 @@
 // sources that are compiled for different instruction sets could run where its instructions do not
 // exist.
 //
-// V has: kLanes, load, store, broadcast, zero, add, subtract, multiply, multiplyAdd(a, b, c) = a *
-// b + c, max, power2(t) = 2^n as bits from t = n + kRoundMagic, horizontal sum and max.
+// V has: kLanes, load, loadBf16, store, broadcast, zero, add, subtract, multiply, multiplyAdd(a, b,
+// c) = a * b + c, max, power2(t) = 2^n as bits from t = n + kRoundMagic, horizontal sum and max.
 #pragma once
 
 #include <cstdint>
@@ -107,8 +107,8 @@ struct Blocked {
       const int32_t padded = (values.headDim + kDimMultiple - 1) / kDimMultiple * kDimMultiple;
       for (int32_t dim = 0; dim < padded; dim += kPanel, target += kPanel * kTileKeys) {
         if (dim + kPanel <= values.headDim) {
-          V::widen(row + dim, target);
-          V::widen(row + dim + V::kLanes, target + V::kLanes);
+          V::store(target, V::loadBf16(row + dim));
+          V::store(target + V::kLanes, V::loadBf16(row + dim + V::kLanes));
           continue;
         }
         for (int32_t i = 0; i < kPanel; ++i) {
@@ -214,6 +214,87 @@ struct Blocked {
     }
   }
 
+  // Scores of kFew rows, [row][kTileKeys].
+  template <int kFew>
+  static void scoreFew(const float* queries, const KeyRows& keys, float* scores) {
+    for (int32_t key = 0; key < keys.count; ++key) {
+      const uint16_t* stored = keyRow(keys, key);
+      typename V::Type sum[kFew][2];
+      for (auto& row : sum) row[0] = row[1] = V::zero();
+      for (int32_t dim = 0; dim < keys.headDim; dim += kPanel) {
+        const auto key0 = V::loadBf16(stored + dim);
+        const auto key1 = V::loadBf16(stored + dim + V::kLanes);
+        for (int row = 0; row < kFew; ++row) {
+          const float* query = queries + row * keys.headDim + dim;
+          sum[row][0] = V::multiplyAdd(V::load(query), key0, sum[row][0]);
+          sum[row][1] = V::multiplyAdd(V::load(query + V::kLanes), key1, sum[row][1]);
+        }
+      }
+      for (int row = 0; row < kFew; ++row) {
+        scores[row * kTileKeys + key] = V::horizontalSum(V::add(sum[row][0], sum[row][1]));
+      }
+    }
+  }
+
+  template <int kFew>
+  static void addFewValues(const float* weights, const KeyRows& values, float* output,
+                           int64_t stride) {
+    for (int32_t dim = 0; dim < values.headDim; dim += kPanel) {
+      typename V::Type sum[kFew][2];
+      for (int row = 0; row < kFew; ++row) {
+        sum[row][0] = V::load(output + row * stride + dim);
+        sum[row][1] = V::load(output + row * stride + dim + V::kLanes);
+      }
+      for (int32_t key = 0; key < values.count; ++key) {
+        const uint16_t* stored = keyRow(values, key) + dim;
+        const auto value0 = V::loadBf16(stored);
+        const auto value1 = V::loadBf16(stored + V::kLanes);
+        for (int row = 0; row < kFew; ++row) {
+          const auto weight = V::broadcast(weights[row * kTileKeys + key]);
+          sum[row][0] = V::multiplyAdd(weight, value0, sum[row][0]);
+          sum[row][1] = V::multiplyAdd(weight, value1, sum[row][1]);
+        }
+      }
+      for (int row = 0; row < kFew; ++row) {
+        V::store(output + row * stride + dim, sum[row][0]);
+        V::store(output + row * stride + dim + V::kLanes, sum[row][1]);
+      }
+    }
+  }
+
+  template <int kFew>
+  static void attendGroup(const FewTile& tile, int32_t row0) {
+    const int32_t columns = (tile.keys.count + V::kLanes - 1) / V::kLanes * V::kLanes;
+    const int64_t stride = tile.state.outputStride;
+    float* output = tile.state.output + row0 * stride;
+    scoreFew<kFew>(tile.queries + row0 * tile.keys.headDim, tile.keys, tile.scores);
+    for (int row = 0; row < kFew; ++row) {
+      const int32_t end =
+          tile.visibleEnd != nullptr ? tile.visibleEnd[row0 + row] : tile.keys.count;
+      float* scores = tile.scores + row * kTileKeys;
+      for (int32_t i = end; i < columns; ++i) scores[i] = end > 0 ? kMinusInfinity : 0.0f;
+      if (end == 0) continue;
+      weigh(scores, columns, tile.state.maximum + row0 + row, tile.state.sum + row0 + row,
+            output + row * stride, stride);
+    }
+    addFewValues<kFew>(tile.scores, tile.values, output, stride);
+  }
+
+  static void attendFew(const FewTile& tile) {
+    int32_t row = 0;
+    for (; row + 4 <= tile.rows; row += 4) attendGroup<4>(tile, row);
+    switch (tile.rows - row) {
+      case 3:
+        return attendGroup<3>(tile, row);
+      case 2:
+        return attendGroup<2>(tile, row);
+      case 1:
+        return attendGroup<1>(tile, row);
+      default:
+        return;
+    }
+  }
+
   static void peaks(const PeakTile& tile) {
     for (int32_t block = 0; block < tile.blocks; ++block) {
       const float* queries = tile.queries + int64_t{block} * kRows * tile.dims;
@@ -238,7 +319,7 @@ struct Blocked {
   }
 
   static constexpr AttentionKernels table(InstructionSet set) {
-    return {set, kRows, kPanel, packQueries, packKeys, packValues, attend, peaks};
+    return {set, kRows, kPanel, packQueries, packKeys, packValues, attend, attendFew, peaks};
   }
 };
 

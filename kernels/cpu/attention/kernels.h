@@ -15,6 +15,8 @@ namespace longsight {
 
 // A tile's keys and values (32 KiB at d = 64) stay in the first two cache levels.
 inline constexpr int32_t kTileKeys = 64;
+// Rows that attendFew takes at most.
+inline constexpr int32_t kFewRows = 8;
 // Values are packed with zeros up to a multiple of this many dimensions.
 inline constexpr int32_t kDimMultiple = 16;
 
@@ -50,6 +52,19 @@ struct AttendTile {
   float* scores;  // scratch, blockRows * kTileKeys
 };
 
+// A few rows, as in decoding: the tile is read as it is stored, since unpacking would cost more
+// than it saves. headDim is a multiple of kDimMultiple.
+struct FewTile {
+  const float* queries;  // [row][headDim], times scale * log2(e)
+  int32_t rows;          // <= kFewRows
+  KeyRows keys;
+  KeyRows values;
+  // Row i sees keys [0, visibleEnd[i]) of the tile; null: all.
+  const int32_t* visibleEnd;
+  RowState state;  // with output
+  float* scores;   // scratch, kFewRows * kTileKeys
+};
+
 struct PeakTile {
   const float* queries;  // packed blocks
   int32_t blocks;
@@ -74,6 +89,7 @@ struct AttentionKernels {
   void (*packValues)(const KeyRows& values, float* packed);
 
   void (*attend)(const AttendTile& tile);
+  void (*attendFew)(const FewTile& tile);
   void (*peaks)(const PeakTile& tile);
 };
 

@@ -37,8 +37,8 @@ struct Portable {
   }
   static float horizontalSum(Type v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-  static void widen(const uint16_t* p, float* target) {
-    for (int i = 0; i < kLanes; ++i) target[i] = bf16ToFloat(p[i]);
+  static Type loadBf16(const uint16_t* p) {
+    return Type{bf16ToFloat(p[0]), bf16ToFloat(p[1]), bf16ToFloat(p[2]), bf16ToFloat(p[3])};
   }
   static void transposePanel(const uint16_t* const* rows, DimRanges dims, float* packed) {
     for (const DimRange& range : dims.ranges) {
