@@ -22,10 +22,16 @@ type IsKnown = (path: string) => boolean;
 /** A citation is a line or two; more is not one. */
 const longestCitation = 600;
 const longestPath = 300;
+/** Paths such as `app/[id]/page.tsx` have brackets, but not deeply nested ones. */
+const deepestBrackets = 3;
+/** The words may hold closing brackets; so many are tried as the end of the citation. */
+const mostClosings = 8;
 /** What no person reads to the end is not checked to the end. */
 const mostCitations = 1_000;
 
-const closing: Record<string, string> = {
+const brackets: Readonly<Record<string, string>> = { '[': ']', '(': ')' };
+/** Opening quotation marks, and the marks that close what they open. */
+const marks: Readonly<Record<string, string>> = {
   '"': '"',
   '“': '”',
   '”': '”',
@@ -36,106 +42,116 @@ const closing: Record<string, string> = {
   "'": "'",
   '`': '`',
 };
-const brackets: Record<string, string> = { '[': ']', '(': ')' };
 
 export function findQuotedPaths(answer: string, isKnown: IsKnown): QuotedPath[] {
   const found: QuotedPath[] = [];
   let at = 0;
   while (at < answer.length && found.length < mostCitations) {
     const citation = citationAt(answer, at, isKnown);
-    if (citation === null) {
-      at++;
-      continue;
-    }
-    found.push(citation);
-    at = citation.end;
+    if (citation !== null) found.push(citation);
+    at = citation === null ? at + 1 : citation.end;
   }
   return found;
 }
 
 function citationAt(answer: string, at: number, isKnown: IsKnown): QuotedPath | null {
-  const character = answer[at] as string;
-  if (character in brackets) return bracketed(answer, at, isKnown);
-  const before = at === 0 ? ' ' : (answer[at - 1] as string);
-  if (/[\s`*_]/.test(before) || at === 0) return bare(answer, at, isKnown);
-  return null;
+  if (answer.charAt(at) in brackets) return bracketed(answer, at, isKnown);
+  const startsWord = at === 0 || /[\s`*_]/.test(answer.charAt(at - 1));
+  return startsWord ? bare(answer, at, isKnown) : null;
 }
 
-/** `[path "words"]`, `(path: 'words')`, `["words" path]`, `[path]`. */
+/** `[path "words"]`, `(path: 'words')`, `["path", "words"]`, `["words" path]`, `[path]`. */
 function bracketed(answer: string, start: number, isKnown: IsKnown): QuotedPath | null {
-  const close = brackets[answer[start] as string] as string;
+  const open = answer.charAt(start);
   const window = answer.slice(start + 1, start + longestCitation);
-  const quoted = quoteIn(window, close);
-  if (quoted !== null) {
-    const { before, quote, after, length } = quoted;
-    const end = start + 1 + length;
-    const path = pathOf(before, isKnown) ?? pathOf(after, isKnown);
-    if (path !== null) return { path, quote, start, end };
+  const found = (path: string, quote: string, length: number): QuotedPath => ({
+    path,
+    quote: quote.trim(),
+    start,
+    end: start + 1 + length,
+  });
+
+  const quotation = quotationIn(window, 0, open);
+  if (quotation !== null) {
+    const both = quotedPathIn(window, quotation, open, isKnown);
+    if (both !== null) return found(both.path, both.quote, both.length);
+    const path = pathIn(quotation.before, isKnown) ?? pathIn(quotation.after, isKnown);
+    if (path !== null) return found(path, quotation.quote, quotation.length);
   }
-  const length = window.indexOf(close);
-  if (length < 0 || close !== ']') return null;
-  const inside = window.slice(0, length);
+  const end = window.indexOf(']');
+  if (open !== '[' || end < 0) return null;
   // Without words only a path of the workspace is a citation: brackets have many other uses.
-  const path = cleanPath(inside);
-  if (path === '' || !isKnown(path)) return null;
-  return { path, quote: '', start, end: start + length + 2 };
+  const path = cleanPath(window.slice(0, end));
+  return path !== '' && isKnown(path) ? found(path, '', end + 1) : null;
 }
 
-interface Quoted {
+interface Quotation {
   before: string;
   quote: string;
+  /** Between the closing mark and the closing bracket. */
   after: string;
-  /** Up to and with the closing bracket. */
+  /** Of the window, up to and with the closing bracket. */
   length: number;
+  /** Offset of the opening mark. */
+  at: number;
 }
 
-/**
- * Splits the inside of a bracket at its quotation. Words may contain brackets and quotation marks,
- * so the quotation ends at a mark that the closing bracket follows, with no more than a path
- * between them.
- */
-function quoteIn(window: string, close: string): Quoted | null {
-  for (let open = 0; open < Math.min(window.length, longestPath); open++) {
-    const character = window[open] as string;
-    if (character === close || character === '\n') return null;
-    const ends = closing[character];
-    if (ends === undefined) continue;
-    const before = window.slice(0, open);
-    // `path` in backticks or quotation marks is not yet the quotation.
-    if (before.trim() === '') {
-      const end = indexOfAny(window, ends, open + 1);
-      const rest = end < 0 ? '' : window.slice(end + 1);
-      if (
-        end >= 0 &&
-        /^[\s,:;*_#–—-]*(?:L?\d+[\s\-–L\d]*)?[\s,:;*_–—-]*["“”„«»‘'`]/.test(rest.slice(0, 40))
-      ) {
-        const inner = quoteIn(rest, close);
-        if (inner !== null) {
-          const consumed = end + 1;
-          return {
-            before: window.slice(open, consumed) + inner.before,
-            quote: inner.quote,
-            after: inner.after,
-            length: consumed + inner.length,
-          };
-        }
-      }
-    }
-    for (
-      let end = indexOfAny(window, ends, open + 1);
-      end >= 0;
-      end = indexOfAny(window, ends, end + 1)
-    ) {
-      const bracket = window.indexOf(close, end + 1);
-      if (bracket < 0) return null;
-      const after = window.slice(end + 1, bracket);
-      if (indexOfAny(after, ends, 0) >= 0) continue;
-      if (/\n/.test(after) || after.length > longestPath) return null;
-      const quote = window.slice(open + 1, end).trim();
-      return { before, quote, after, length: bracket + 1 };
-    }
+/** The first quotation in a bracket, from `from` on, up to a mark that the bracket's end follows. */
+function quotationIn(window: string, from: number, open: string): Quotation | null {
+  const at = firstMark(window, from, open);
+  if (at < 0) return null;
+  const closing = marks[window.charAt(at)] ?? '';
+  let bracket = at;
+  for (let tried = 0; tried < mostClosings; tried++) {
+    bracket = window.indexOf(brackets[open] ?? '', bracket + 1);
+    if (bracket < 0) return null;
+    const end = lastIndexOfAny(window, closing, bracket - 1);
+    if (end <= at) continue;
+    const after = window.slice(end + 1, bracket);
+    if (after.includes('\n')) return null;
+    const before = window.slice(from, at);
+    return { before, quote: window.slice(at + 1, end), after, length: bracket + 1, at };
   }
   return null;
+}
+
+/** Offset of the first quotation mark in this bracket; -1 when it ends before, or is no citation. */
+function firstMark(window: string, from: number, open: string): number {
+  const limit = Math.min(window.length, from + longestPath);
+  let depth = 0;
+  for (let at = from; at < limit; at++) {
+    const character = window.charAt(at);
+    if (character in marks) return at;
+    if (character === '\n') return -1;
+    if (character === open && ++depth > deepestBrackets) return -1;
+    if (character === brackets[open] && --depth < 0) return -1;
+  }
+  return -1;
+}
+
+/** `["path" "words"]`: what begins the bracket is a quoted path if another quotation follows. */
+function quotedPathIn(
+  window: string,
+  first: Quotation,
+  open: string,
+  isKnown: IsKnown,
+): { path: string; quote: string; length: number } | null {
+  if (first.before.trim() !== '') return null;
+  const closing = marks[window.charAt(first.at)] ?? '';
+  let end = indexOfAny(window, closing, first.at + 1);
+  while (end > 0 && window.charAt(end - 1) === '\\') end = indexOfAny(window, closing, end + 1);
+  if (end < 0) return null;
+  const second = quotationIn(window, end + 1, open);
+  // Between them only separators and a line number.
+  if (
+    second === null ||
+    !/^[\s,:;*_#–—-]*(L?\d+[\s–-]*){0,2}[\s,:;*_–—-]*$/.test(second.before.slice(0, 40))
+  ) {
+    return null;
+  }
+  const shown = window.slice(first.at, end + 1);
+  const path = isKnown(shown) ? shown : pathIn(shown, isKnown);
+  return path === null ? null : { path, quote: second.quote, length: second.length };
 }
 
 /** `src/a.ts "words"` in running text: only for a path of the workspace. */
@@ -144,34 +160,43 @@ function bare(answer: string, start: number, isKnown: IsKnown): QuotedPath | nul
     answer.slice(start, start + longestPath + 10),
   );
   if (match === null) return null;
-  const path = cleanPath(match[1] as string);
-  if (!isKnown(path)) return null;
+  const path = cleanPath(match[1] ?? '');
+  if (path === '' || !isKnown(path)) return null;
   const from = start + match[0].length;
   const window = answer.slice(from, from + longestCitation);
-  const end = indexOfAny(window, closing[match[2] as string] as string, 0);
+  const end = indexOfAny(window, marks[match[2] ?? ''] ?? '', 0);
   if (end <= 0 || /\n\s*\n/.test(window.slice(0, end))) return null;
   return { path, quote: window.slice(0, end).trim(), start, end: from + end + 1 };
 }
 
 /** The path in a text that should be one; null when it is something else. */
-function pathOf(text: string, isKnown: IsKnown): string | null {
+function pathIn(text: string, isKnown: IsKnown): string | null {
   const path = cleanPath(text);
   if (path === '') return null;
   if (isKnown(path)) return path;
   // "see src/a.ts": the last word; a path with blanks is known or it is none.
-  const last = cleanPath(path.slice(path.search(/\S+$/)));
+  const last = cleanPath(path.slice(path.lastIndexOf(' ') + 1));
   return looksLikePath(last) ? last : null;
 }
 
+const decoration = '*_`"\'“”‘’«»<>,:;–— \t\r\n-';
+const leadingDecoration = '*`"\'“”‘’«»<';
+
 /** Takes off decoration, words such as "file", and line numbers. */
 function cleanPath(text: string): string {
-  return text
-    .trim()
-    .replace(/^[*_`"'“”‘’<]+|[*_`"'“”‘’>,:;–—\s-]+$/g, '')
-    .replace(/^(?:file|path|in|from|see)\b[:\s]\s*/i, '')
-    .replace(/[,\s]*\(?\blines?\s{1,3}\d+(?:\s?[-–]\s?\d+)?\)?$/i, '')
-    .replace(/#L\d+(?:[-–]L?\d+)?$|:L?\d+(?:[-–:]L?\d+)?$/, '')
-    .replace(/^[*_`"'“”‘’]+|[*_`"'“”‘’,:;\s]+$/g, '');
+  const bare = stripped(text.trim())
+    .replace(/^(?:file|path|in|from|see)\b[:\s]\s{0,3}/i, '')
+    .replace(/[,\s]{0,3}\(?\blines? {1,3}\d+(?: ?[-–] ?\d+)?\)?$/i, '')
+    .replace(/#L\d+(?:[-–]L?\d+)?$|:L?\d+(?:[-–:]L?\d+)?$/, '');
+  return stripped(bare);
+}
+
+function stripped(text: string): string {
+  let from = 0;
+  let to = text.length;
+  while (from < to && leadingDecoration.includes(text.charAt(from))) from++;
+  while (to > from && decoration.includes(text.charAt(to - 1))) to--;
+  return text.slice(from, to);
 }
 
 /** A folder separator with something around it, or a name with an extension. */
@@ -187,4 +212,10 @@ function indexOfAny(text: string, characters: string, from: number): number {
     if (at >= 0 && (first < 0 || at < first)) first = at;
   }
   return first;
+}
+
+function lastIndexOfAny(text: string, characters: string, from: number): number {
+  let last = -1;
+  for (const character of characters) last = Math.max(last, text.lastIndexOf(character, from));
+  return last;
 }
