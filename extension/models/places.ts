@@ -35,12 +35,9 @@ export function modelPlaces(
       { source: 'LM Studio', path: path.join(home, '.cache', 'lm-studio', 'models') },
       { source: 'Hugging Face', path: hub },
     ],
-    ollama: [
-      ...new Set([
-        env['OLLAMA_MODELS'] || path.join(home, '.ollama', 'models'),
-        // Where Ollama's Linux service keeps them.
-        '/usr/share/ollama/.ollama/models',
-      ]),
-    ],
+    ollama: env['OLLAMA_MODELS']
+      ? [env['OLLAMA_MODELS']]
+      : // The second is that of Ollama's Linux service.
+        [path.join(home, '.ollama', 'models'), '/usr/share/ollama/.ollama/models'],
   };
 }
