@@ -1,0 +1,256 @@
+// Stage 3 on mma.sync, for every architecture from sm_80 on: four warps of 32 rows each. The loop
+// follows FlashAttention-2 (arXiv 2307.08691): one buffer for keys and one for values; the values of
+// a tile are copied while its scores are computed, the keys of the next while it is multiplied with
+// its values. A tile is 64 columns: of the run, from the diagonal backwards, or of the list, whose
+// rows are gathered one by one.
+#include "attend/tile_work.cuh"
+#include "device/mma_sm80.cuh"
+
+namespace longsight::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kColumns = 64;
+
+template <class T, int kDim>
+struct SharedMemoryPlan {
+  alignas(1024) T queries[kTileRows * kDim];
+  alignas(1024) T keys[kColumns * kDim];
+  alignas(1024) T values[kColumns * kDim];
+  // Columns of this tile and the next, -1 where there is none.
+  int columns[2][kColumns];
+  // Here rather than in registers, of which the loop needs all.
+  TileWork work;
+};
+
+template <class T, int kDim>
+__global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ ChunkLayout layout,
+                                                   const Workspace workspace,
+                                                   const __grid_constant__ Tensors tensors) {
+  extern __shared__ __align__(1024) unsigned char sharedBytes[];
+  auto& shared = *reinterpret_cast<SharedMemoryPlan<T, kDim>*>(sharedBytes);
+  constexpr int kPieces = kDim / 8;
+  constexpr int kRowsAtOnce = kThreads / kPieces;
+  constexpr int kPasses = kColumns / kRowsAtOnce;
+  {
+    TileWork found;
+    if (!findTileWork(layout, workspace, found)) return;
+    if (threadIdx.x == 0) shared.work = found;
+    __syncthreads();
+  }
+  const TileWork& work = shared.work;
+  const int thread = threadIdx.x;
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  const int piece = thread % kPieces;
+  const int rowInPass = thread / kPieces;
+  const uint32_t queryTile = sharedAddress(shared.queries);
+  const uint32_t keyTile = sharedAddress(shared.keys);
+  const uint32_t valueTile = sharedAddress(shared.values);
+  const int64_t headOffset = int64_t(work.kvHead) * tensors.capacityRows * kDim + piece * 8;
+
+  const auto queries = static_cast<const T*>(tensors.queries);
+  for (int row = rowInPass; row < kTileRows; row += kRowsAtOnce) {
+    const int position = work.tileRow + row;
+    const bool valid = position >= work.rowBegin && position < work.rowEnd;
+    const int64_t source =
+        valid ? (int64_t(position - layout.begin) * layout.heads + work.head) * kDim + piece * 8 : 0;
+    copyAsync16(queryTile + tileOffset<kDim, int(kTileRows)>(row, piece), queries + source, valid);
+  }
+
+  const int runLast = (work.rowEnd - 1) / kColumns;
+  const int runTiles = runLast - work.runBegin / kColumns + 1;
+  const int tiles = runTiles + (work.listed + kColumns - 1) / kColumns;
+  const auto findColumns = [&](int tile) {
+    if (thread >= kColumns) return;
+    int column;
+    if (tile < runTiles) {
+      column = (runLast - tile) * kColumns + thread;
+      if (column >= work.rowEnd) column = -1;
+    } else {
+      const int entry = (tile - runTiles) * kColumns + thread;
+      column = entry < work.listed ? __ldg(work.list + entry) : -1;
+    }
+    shared.columns[tile % 2][thread] = column;
+  };
+  const auto copyRows = [&](const void* source, uint32_t target, int tile) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = pass * kRowsAtOnce + rowInPass;
+      const int column = shared.columns[tile % 2][row];
+      const bool valid = column >= 0;
+      copyAsync16(target + tileOffset<kDim, kColumns>(row, piece),
+                  static_cast<const T*>(source) + headOffset + (valid ? int64_t(column) * kDim : 0),
+                  valid);
+    }
+    copyAsyncCommit();
+  };
+  // Addresses of this thread's matrix rows at k = 0 (n = 0 for values). Since the swizzle only flips
+  // address bits 4 to 6, step k is at (address ^ k % 4 * 32), in the block k / 4 of 64 elements.
+  const uint32_t queryRow =
+      queryTile + tileOffset<kDim, int(kTileRows)>(warp * 32 + lane % 16, lane / 16);
+  const uint32_t keyRow =
+      keyTile + tileOffset<kDim, kColumns>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  const uint32_t valueRow = valueTile + tileOffset<kDim, kColumns>(lane % 16, lane / 16);
+  constexpr int kQueryBlock = int(kTileRows) * 128;
+  constexpr int kColumnBlock = kColumns * 128;
+
+  float accumulated[2][kDim / 8][4] = {};
+  float maximum[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+  float sum[2][2] = {};
+  const float scaleLog2 = tensors.scale * kLog2E;
+  const int warpRow = warp * 32;
+
+  findColumns(0);
+  __syncthreads();
+  copyRows(tensors.keys, keyTile, 0);
+  for (int tile = 0; tile < tiles; ++tile) {
+    copyAsyncWait<0>();
+    __syncthreads();
+    copyRows(tensors.values, valueTile, tile);
+    if (tile + 1 < tiles) findColumns(tile + 1);
+
+    float scores[2][kColumns / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      uint32_t a[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        loadMatrix4(a[m], (queryRow ^ k % 4 * 32) + k / 4 * kQueryBlock + m * 16 * 128);
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns / 16; ++n) {
+        uint32_t b[4];
+        loadMatrix4(b, (keyRow ^ k % 4 * 32) + k / 4 * kColumnBlock + n * 16 * 128);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          mma16x8x16<T>(scores[m][2 * n], a[m], b[0], b[1]);
+          mma16x8x16<T>(scores[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+
+    // Columns beyond `last` of the tile are hidden from the row: by position in the run, by the end
+    // of the list.
+    const int runColumn = (runLast - tile) * kColumns;
+    const bool inRun = tile < runTiles;
+    const int listLeft = work.listed - (tile - runTiles) * kColumns;
+    const bool masked = inRun ? runColumn + kColumns > work.tileRow + warpRow + 1
+                              : listLeft < kColumns;
+    float rescale[2][2];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = work.tileRow + warpRow + m * 16 + half * 8 + lane / 4;
+        const int last = inRun ? row - runColumn : listLeft - 1;
+        float best = maximum[m][half];
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& score = scores[m][n][half * 2 + i];
+            if (masked && n * 8 + lane % 4 * 2 + i > last) score = -INFINITY;
+            best = fmaxf(best, score);
+          }
+        }
+        best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
+        best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
+        // Rows of the upper half of a tile see nothing of its last 64 columns.
+        const float base = best == -INFINITY ? 0.0f : best * scaleLog2;
+        rescale[m][half] = exp2Fast(fmaf(maximum[m][half], scaleLog2, -base));
+        maximum[m][half] = best;
+        float added = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& score = scores[m][n][half * 2 + i];
+            score = exp2Fast(fmaf(score, scaleLog2, -base));
+            added += score;
+          }
+        }
+        sum[m][half] = fmaf(sum[m][half], rescale[m][half], added);
+      }
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) accumulated[m][n][i] *= rescale[m][i / 2];
+      }
+    }
+
+    copyAsyncWait<0>();
+    __syncthreads();
+    if (tile + 1 < tiles) copyRows(tensors.keys, keyTile, tile + 1);
+#pragma unroll
+    for (int k = 0; k < kColumns / 16; ++k) {
+      uint32_t a[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = &scores[m][2 * k + i / 2][i % 2 * 2];
+          a[m][i] = packPair<T>(pair[0], pair[1]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) {
+        uint32_t b[4];
+        loadMatrix4Transposed(b, (valueRow ^ n % 4 * 32) + n / 4 * kColumnBlock + k * 16 * 128);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          mma16x8x16<T>(accumulated[m][2 * n], a[m], b[0], b[1]);
+          mma16x8x16<T>(accumulated[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float total = sum[m][half];
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      const int position = work.tileRow + warpRow + m * 16 + half * 8 + lane / 4;
+      if (position < work.rowBegin || position >= work.rowEnd) continue;
+      const float inverse = 1.0f / total;
+      const int64_t row = position - layout.begin;
+      T* target = static_cast<T*>(tensors.output) + (row * layout.heads + work.head) * kDim +
+                  lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<uint32_t*>(target + n * 8) =
+            packPair<T>(accumulated[m][n][2 * half] * inverse,
+                        accumulated[m][n][2 * half + 1] * inverse);
+      }
+      if (tensors.logSumExp != nullptr && lane % 4 == 0) {
+        tensors.logSumExp[int64_t(work.head) * (layout.end - layout.begin) + row] =
+            (maximum[m][half] * scaleLog2 + log2f(total)) * kLn2;
+      }
+    }
+  }
+}
+
+template <class T, int kDim>
+cudaError_t launch(const LaunchContext& context) {
+  constexpr int kBytes = sizeof(SharedMemoryPlan<T, kDim>);
+  const cudaError_t error = allowShared(attend<T, kDim>, kBytes);
+  if (error != cudaSuccess) return error;
+  attend<T, kDim><<<attendBlocks(context.layout), kThreads, kBytes, context.stream>>>(
+      context.layout, context.workspace, context.tensors);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launchAttendMmaSync(const LaunchContext& context) {
+  const HeadShape& shape = context.chunk.shape;
+  if (shape.element == Element::bf16) {
+    return shape.headDim == 64 ? launch<Bf16, 64>(context) : launch<Bf16, 128>(context);
+  }
+  return shape.headDim == 64 ? launch<F16, 64>(context) : launch<F16, 128>(context);
+}
+
+}  // namespace longsight::cuda

@@ -1,0 +1,53 @@
+// What one block of stage 3 computes: 128 rows of one head over a run of columns and a list.
+#pragma once
+
+#include "chunk_layout.h"
+
+namespace longsight::cuda {
+
+struct TileWork {
+  int head;
+  int kvHead;
+  int tileRow;   // first row of the tile, a multiple of 128
+  int rowBegin;  // rows of the tile that belong to the segment
+  int rowEnd;
+  int runBegin;  // the run of columns [runBegin, row], runBegin a multiple of 128
+  int listed;    // entries of `list` before runBegin: the columns outside the run
+  const int32_t* list;
+};
+
+// Blocks are ordered by unit, most work first; in a unit by head and, last tile first, by tile.
+// So the blocks that share a list, and those that share keys and values, run at the same time.
+// False when the segment has no such tile.
+__device__ inline bool findTileWork(const ChunkLayout& layout, const Workspace& workspace,
+                                    TileWork& work) {
+  const int perUnit = layout.group * layout.maxTiles;
+  const int unit = workspace.unitOrder[blockIdx.x / perUnit];
+  const int inUnit = blockIdx.x % perUnit;
+  const int segmentIndex = unit / layout.kvHeads;
+  const SegmentLayout& segment = layout.segments[segmentIndex];
+  const int tile = layout.maxTiles - 1 - inUnit % layout.maxTiles;
+  if (tile >= segment.tiles) return false;
+  work.kvHead = unit % layout.kvHeads;
+  work.head = work.kvHead * layout.group + inUnit / layout.maxTiles;
+  work.tileRow = segment.firstTileRow + tile * int(kTileRows);
+  work.rowBegin = max(segment.begin, work.tileRow);
+  work.rowEnd = min(segment.end, work.tileRow + int(kTileRows));
+  work.runBegin = 0;
+  work.listed = 0;
+  work.list = nullptr;
+  if (segment.stride > 0 && workspace.stats[segmentIndex * layout.heads + work.head].dense == 0) {
+    work.runBegin = static_cast<int>(windowStart(work.tileRow, segment.windowTokens));
+    work.list =
+        workspace.indices + segment.listBegin + int64_t(work.head) * segment.listCapacity;
+    work.listed = workspace.before[segment.countBegin + int64_t(work.head) * (segment.blocks + 1) +
+                                   work.runBegin / kTileRows];
+  }
+  return true;
+}
+
+inline unsigned attendBlocks(const ChunkLayout& layout) {
+  return static_cast<unsigned>(layout.segmentCount) * layout.heads * layout.maxTiles;
+}
+
+}  // namespace longsight::cuda

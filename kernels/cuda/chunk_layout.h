@@ -1,0 +1,99 @@
+// The chunk as the kernels see it: passed by value, so that planning never touches device memory.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/geometry.h"
+#include "sample_attention.h"
+
+namespace longsight::cuda {
+
+// Rows and columns fit 32 bits; every product with a stride is taken in 64 bits.
+struct SegmentLayout {
+  int32_t begin;
+  int32_t end;
+  int32_t stride;  // 0: dense
+  int32_t windowTokens;
+  int32_t tiles;         // 128-row tiles that hold a row of the segment
+  int32_t firstTileRow;  // floor128(begin)
+  int32_t voters;
+  int32_t blocks;        // 128-column blocks of [0, end)
+  int32_t remoteBlocks;  // blocks that are remote to at least one row of the segment
+  int32_t listCapacity;  // entries of one list
+  int64_t maskBegin;     // uint32 words
+  int64_t listBegin;     // entries
+  int64_t countBegin;    // entries; blocks + 1 a head
+  int64_t voterBegin;    // thresholds; `voters` a head
+};
+
+struct ChunkLayout {
+  int32_t segmentCount;
+  int32_t begin;
+  int32_t end;
+  int32_t heads;
+  int32_t kvHeads;
+  int32_t group;  // heads / kvHeads
+  int32_t sinkTokens;
+  int32_t auditRows;
+  int32_t maxTiles;  // most tiles of a segment
+  double maxListShare;
+  SegmentLayout segments[kMaxChunkSegments];
+};
+
+// Pointers into the workspace.
+struct Workspace {
+  uint32_t* votes;
+  float* thresholds;  // [segment][head][voter]: smallest raw score that reaches epsilon
+  HeadStats* stats;
+  int32_t* indices;
+  int32_t* before;
+  int32_t* unitOrder;   // (segment * kvHeads + kvHead), most work first
+  float2* auditPartial;  // (maximum, sum) by [key split][packed audit row]
+  float* coverage;
+};
+
+struct WorkspacePlan {
+  ChunkLayout layout;
+  int64_t bytes;
+  int64_t votes, thresholds, stats, indices, before, unitOrder, auditPartial, coverage;
+
+  Workspace at(void* base) const;
+};
+
+WorkspacePlan planWorkspace(const Chunk& chunk);
+
+// The device's own numbers, asked once a device.
+struct DeviceTraits {
+  int32_t computeCapability;  // 10 * major + minor
+  int32_t processors;
+  int32_t sharedBytesPerBlock;  // with opt-in
+};
+cudaError_t deviceTraits(DeviceTraits& traits);
+
+inline constexpr int32_t kAuditSplitColumns = 8192;
+
+// The kernels' launchers, one for each implementation.
+struct LaunchContext {
+  const ChunkLayout& layout;
+  const Chunk& chunk;
+  const Tensors& tensors;
+  Workspace workspace;
+  DeviceTraits device;
+  cudaStream_t stream;
+};
+cudaError_t launchAnchors(const LaunchContext& context);
+cudaError_t launchVotesMmaSync(const LaunchContext& context);
+cudaError_t launchVotesWgmma(const LaunchContext& context);
+cudaError_t launchFilter(const LaunchContext& context);
+cudaError_t launchAttendMmaSync(const LaunchContext& context);
+cudaError_t launchAttendWgmma(const LaunchContext& context);
+cudaError_t launchAuditRows(const LaunchContext& context);
+
+// Sets the dynamic shared memory a kernel may take.
+template <class Kernel>
+cudaError_t allowShared(Kernel kernel, int bytes) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+}  // namespace longsight::cuda

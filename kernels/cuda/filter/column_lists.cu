@@ -1,0 +1,163 @@
+// Stage 2: bit masks of votes become sorted lists with counts, statistics and the order of work.
+#include <cstdint>
+
+#include "chunk_layout.h"
+
+namespace longsight::cuda {
+namespace {
+
+constexpr int kListThreads = 512;
+constexpr int kMaxSortedUnits = 4096;
+
+// Sum over the threads before this one; `total` is the sum over all of them. Two syncs.
+__device__ int exclusiveSum(int value, int& total) {
+  __shared__ int warpSums[kListThreads / 32];
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  int inclusive = value;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, inclusive, step);
+    if (lane >= step) inclusive += other;
+  }
+  __syncthreads();
+  if (lane == 31) warpSums[warp] = inclusive;
+  __syncthreads();
+  int prefix = 0;
+  total = 0;
+#pragma unroll
+  for (int i = 0; i < kListThreads / 32; ++i) {
+    if (i == warp) prefix = total;
+    total += warpSums[i];
+  }
+  return prefix + inclusive - value;
+}
+
+__device__ int64_t blockSum(int64_t value) {
+  __shared__ int64_t warpSums[kListThreads / 32];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(~0u, value, step);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) warpSums[threadIdx.x / 32] = value;
+  __syncthreads();
+  int64_t total = 0;
+  for (int i = 0; i < kListThreads / 32; ++i) total += warpSums[i];
+  return total;
+}
+
+// Pairs that the rows of a sparse segment keep, given the counts of its list.
+__device__ int64_t keptPairs(const SegmentLayout& segment, const int32_t* before) {
+  int64_t kept = 0;
+  for (int tile = threadIdx.x; tile < segment.tiles; tile += kListThreads) {
+    const int64_t tileRow = segment.firstTileRow + int64_t(tile) * kTileRows;
+    const int64_t rowBegin = max(int64_t(segment.begin), tileRow);
+    const int64_t rowEnd = min(int64_t(segment.end), tileRow + kTileRows);
+    const int64_t window = windowStart(tileRow, segment.windowTokens);
+    kept += causalPairCount(rowBegin, rowEnd) - (rowEnd - rowBegin) * window +
+            (rowEnd - rowBegin) * int64_t(before[window / kTileRows]);
+  }
+  return blockSum(kept);
+}
+
+// One block a (head, segment). A list that turns out too long is abandoned: the head is dense.
+__global__ __launch_bounds__(kListThreads) void buildLists(
+    const __grid_constant__ ChunkLayout layout, const Workspace workspace) {
+  const int head = blockIdx.x;
+  const int segmentIndex = blockIdx.y;
+  const SegmentLayout& segment = layout.segments[segmentIndex];
+  HeadStats& stats = workspace.stats[segmentIndex * layout.heads + head];
+  const int64_t causalPairs = causalPairCount(segment.begin, segment.end);
+  if (segment.stride == 0) {
+    if (threadIdx.x == 0) stats = {causalPairs, causalPairs, 0, 1};
+    return;
+  }
+  const uint32_t* votes =
+      workspace.votes + segment.maskBegin + int64_t(head) * segment.remoteBlocks * 4;
+  int32_t* list = workspace.indices + segment.listBegin + int64_t(head) * segment.listCapacity;
+  int32_t* before = workspace.before + segment.countBegin + int64_t(head) * (segment.blocks + 1);
+
+  int entries = 0;
+  const int words = segment.remoteBlocks * 4;
+  for (int base = 0; base < words; base += kListThreads) {
+    const int word = base + threadIdx.x;
+    uint32_t bits = word < words ? votes[word] : 0;
+    const int column = word * 32;
+    // Sinks are members of the list, whatever the votes say.
+    const int sinkBits = word < words ? min(max(layout.sinkTokens - column, 0), 32) : 0;
+    if (sinkBits > 0) bits |= sinkBits == 32 ? ~0u : (1u << sinkBits) - 1;
+    int total;
+    int place = entries + exclusiveSum(__popc(bits), total);
+    if (word < words && word % 4 == 0) before[word / 4] = place;
+    while (bits != 0 && place < segment.listCapacity) {
+      list[place++] = column + __ffs(bits) - 1;
+      bits &= bits - 1;
+    }
+    entries += total;
+  }
+  for (int block = segment.remoteBlocks + threadIdx.x; block <= segment.blocks;
+       block += kListThreads) {
+    before[block] = entries;
+  }
+  __syncthreads();
+  const int sinks = segment.remoteBlocks > 0 ? layout.sinkTokens : 0;
+  const int listLength = entries - sinks;
+  const bool dense = double(listLength) > layout.maxListShare * double(segment.end);
+  const int64_t kept = dense ? causalPairs : keptPairs(segment, before);
+  if (threadIdx.x == 0) stats = {kept, causalPairs, listLength, dense ? 1 : 0};
+}
+
+// Sorts the (segment, KV head) units by kept pairs, most first, so that the last blocks to start
+// are short ones. Ties go by index: the order repeats. Beyond kMaxSortedUnits it is by index from
+// the last segment backwards, which is nearly the same.
+__global__ __launch_bounds__(1024) void orderUnits(const __grid_constant__ ChunkLayout layout,
+                                                   const Workspace workspace) {
+  __shared__ uint64_t keys[kMaxSortedUnits];
+  const int units = layout.segmentCount * layout.kvHeads;
+  if (units > kMaxSortedUnits) {
+    for (int i = threadIdx.x; i < units; i += blockDim.x) workspace.unitOrder[i] = units - 1 - i;
+    return;
+  }
+  int padded = 1;
+  while (padded < units) padded *= 2;
+  for (int unit = threadIdx.x; unit < padded; unit += blockDim.x) {
+    uint64_t key = ~uint64_t(0);
+    if (unit < units) {
+      int64_t pairs = 0;
+      const HeadStats* stats = workspace.stats + int64_t(unit) * layout.group;
+      for (int i = 0; i < layout.group; ++i) pairs += stats[i].keptPairs;
+      // 48 bits of work, complemented, above 12 bits of index.
+      key = ((~uint64_t(pairs) & ((uint64_t(1) << 48) - 1)) << 12) | uint64_t(unit);
+    }
+    keys[unit] = key;
+  }
+  __syncthreads();
+  for (int size = 2; size <= padded; size *= 2) {
+    for (int step = size / 2; step > 0; step /= 2) {
+      for (int i = threadIdx.x; i < padded; i += blockDim.x) {
+        const int partner = i ^ step;
+        if (partner > i && (keys[i] > keys[partner]) == ((i & size) == 0)) {
+          const uint64_t swap = keys[i];
+          keys[i] = keys[partner];
+          keys[partner] = swap;
+        }
+      }
+      __syncthreads();
+    }
+  }
+  for (int i = threadIdx.x; i < units; i += blockDim.x) {
+    workspace.unitOrder[i] = static_cast<int32_t>(keys[i] & 0xFFF);
+  }
+}
+
+}  // namespace
+
+cudaError_t launchFilter(const LaunchContext& context) {
+  const ChunkLayout& layout = context.layout;
+  buildLists<<<dim3(layout.heads, layout.segmentCount), kListThreads, 0, context.stream>>>(
+      layout, context.workspace);
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  orderUnits<<<1, 1024, 0, context.stream>>>(layout, context.workspace);
+  return cudaGetLastError();
+}
+
+}  // namespace longsight::cuda

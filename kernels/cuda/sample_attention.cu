@@ -1,0 +1,301 @@
+// Checks, workspace layout and the choice of implementation.
+#include "sample_attention.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+
+#include "chunk_layout.h"
+
+namespace longsight::cuda {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int kMaxDevices = 64;
+
+int64_t alignUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+std::string validateShape(const HeadShape& shape) {
+  if (shape.headDim != 64 && shape.headDim != 128) {
+    return "head dimension " + text(shape.headDim) + " is not 64 or 128";
+  }
+  if (shape.heads < 1 || shape.kvHeads < 1 || shape.heads % shape.kvHeads != 0 ||
+      shape.heads / shape.kvHeads > 16) {
+    return text(shape.heads) + " heads do not share " + text(shape.kvHeads) +
+           " KV heads in groups of 1 to 16";
+  }
+  return {};
+}
+
+std::string validateScoreDims(const SparseOptions& options, int32_t headDim) {
+  const int32_t count = options.scoreDims.count();
+  if (count != headDim && count != headDim / 2) {
+    return "score dims hold " + text(count) + " of " + text(headDim) +
+           " dimensions: all or half of them are possible";
+  }
+  for (const DimRange& range : options.scoreDims.ranges) {
+    if (range.begin % 8 != 0 || range.end % 8 != 0 || range.begin < 0 || range.end > headDim) {
+      return "score dims [" + text(range.begin) + ", " + text(range.end) +
+             ") do not begin and end at multiples of 8 within the head";
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string validate(const Chunk& chunk) {
+  if (std::string fault = validateShape(chunk.shape); !fault.empty()) return fault;
+  const auto count = static_cast<int64_t>(chunk.segments.size());
+  if (count < 1 || count > kMaxChunkSegments) {
+    return "a chunk of " + text(count) + " segments: 1 to " + text(kMaxChunkSegments) +
+           " are possible";
+  }
+  const SparseOptions& options = chunk.options;
+  if (options.sinkTokens < 0 || options.sinkTokens > 128) {
+    return text(options.sinkTokens) + " sink tokens are outside 0 to 128";
+  }
+  if (options.auditRows < 0 || options.auditRows > 64) {
+    return text(options.auditRows) + " audit rows are outside 0 to 64";
+  }
+  if (!(options.epsilon >= 0 && options.epsilon < 1)) {
+    return "epsilon " + std::to_string(options.epsilon) + " is outside [0, 1)";
+  }
+  if (!(options.maxListShare >= 0 && options.maxListShare <= 1)) {
+    return "maxListShare " + std::to_string(options.maxListShare) + " is outside [0, 1]";
+  }
+  bool sparse = false;
+  for (int64_t i = 0; i < count; ++i) {
+    const Segment& segment = chunk.segments[i];
+    if (segment.begin < 0 || segment.end <= segment.begin || segment.end > (int64_t{1} << 30)) {
+      return "segment [" + text(segment.begin) + ", " + text(segment.end) +
+             ") is empty or outside 0 to 2^30";
+    }
+    if (i > 0 && segment.begin != chunk.segments[i - 1].end) {
+      return "segment " + text(i) + " begins at " + text(segment.begin) + ", the one before ends at " +
+             text(chunk.segments[i - 1].end);
+    }
+    if (!segment.dense && (segment.stride < 1 || segment.windowTokens < 1)) {
+      return "sparse segment " + text(i) + " has stride " + text(segment.stride) + " and window " +
+             text(segment.windowTokens);
+    }
+    sparse = sparse || !segment.dense;
+  }
+  return sparse ? validateScoreDims(options, chunk.shape.headDim) : std::string();
+}
+
+WorkspacePlan planWorkspace(const Chunk& chunk) {
+  WorkspacePlan plan{};
+  ChunkLayout& layout = plan.layout;
+  const SparseOptions& options = chunk.options;
+  layout.segmentCount = static_cast<int32_t>(chunk.segments.size());
+  layout.begin = static_cast<int32_t>(chunk.segments.front().begin);
+  layout.end = static_cast<int32_t>(chunk.segments.back().end);
+  layout.heads = chunk.shape.heads;
+  layout.kvHeads = chunk.shape.kvHeads;
+  layout.group = layout.heads / layout.kvHeads;
+  layout.sinkTokens = options.sinkTokens;
+  layout.auditRows = options.auditRows;
+  layout.maxListShare = options.maxListShare;
+  int64_t maskWords = 0, entries = 0, counts = 0, voters = 0;
+  for (int32_t i = 0; i < layout.segmentCount; ++i) {
+    const Segment& source = chunk.segments[i];
+    SegmentLayout& segment = layout.segments[i];
+    segment.begin = static_cast<int32_t>(source.begin);
+    segment.end = static_cast<int32_t>(source.end);
+    segment.firstTileRow = static_cast<int32_t>(floor128(source.begin));
+    segment.tiles = static_cast<int32_t>((source.end - segment.firstTileRow + 127) / 128);
+    segment.blocks = static_cast<int32_t>((source.end + 127) / 128);
+    segment.maskBegin = maskWords;
+    segment.listBegin = entries;
+    segment.countBegin = counts;
+    segment.voterBegin = voters;
+    layout.maxTiles = std::max(layout.maxTiles, segment.tiles);
+    if (source.dense) continue;
+    segment.stride = source.stride;
+    // A window longer than the segment's end covers everything, like one that just reaches it.
+    segment.windowTokens = static_cast<int32_t>(std::min(source.windowTokens, source.end));
+    segment.voters = static_cast<int32_t>((source.end - source.begin - 1) / source.stride + 1);
+    segment.remoteBlocks =
+        static_cast<int32_t>(windowStart(source.end - 1, segment.windowTokens) / kTileRows);
+    // The longest list that is not given up, and the sinks; in whole tiles of indices.
+    const auto longest = static_cast<int64_t>(
+        std::floor(options.maxListShare * static_cast<double>(source.end)));
+    segment.listCapacity = static_cast<int32_t>(alignUp(
+        std::min<int64_t>(longest, int64_t{segment.remoteBlocks} * kTileRows) + options.sinkTokens,
+        128));
+    maskWords += int64_t{layout.heads} * segment.remoteBlocks * 4;
+    entries += int64_t{layout.heads} * segment.listCapacity;
+    counts += int64_t{layout.heads} * (segment.blocks + 1);
+    voters += int64_t{layout.heads} * segment.voters;
+  }
+  const int64_t pairs = int64_t{layout.segmentCount} * layout.heads;
+  const int64_t splits = (layout.end + kAuditSplitColumns - 1) / kAuditSplitColumns;
+  const auto place = [&](int64_t bytes) {
+    const int64_t at = plan.bytes;
+    plan.bytes += alignUp(bytes, kAlignment);
+    return at;
+  };
+  plan.votes = place(maskWords * 4);
+  plan.thresholds = place(voters * 4);
+  plan.stats = place(pairs * static_cast<int64_t>(sizeof(HeadStats)));
+  plan.indices = place(entries * 4);
+  plan.before = place(counts * 4);
+  plan.unitOrder = place(int64_t{layout.segmentCount} * layout.kvHeads * 4);
+  plan.auditPartial = place(splits * pairs * layout.auditRows * 8);
+  plan.coverage = place(pairs * layout.auditRows * 4);
+  return plan;
+}
+
+Workspace WorkspacePlan::at(void* base) const {
+  char* bytesBase = static_cast<char*>(base);
+  return {reinterpret_cast<uint32_t*>(bytesBase + votes),
+          reinterpret_cast<float*>(bytesBase + thresholds),
+          reinterpret_cast<HeadStats*>(bytesBase + stats),
+          reinterpret_cast<int32_t*>(bytesBase + indices),
+          reinterpret_cast<int32_t*>(bytesBase + before),
+          reinterpret_cast<int32_t*>(bytesBase + unitOrder),
+          reinterpret_cast<float2*>(bytesBase + auditPartial),
+          reinterpret_cast<float*>(bytesBase + coverage)};
+}
+
+int64_t workspaceBytes(const Chunk& chunk) { return planWorkspace(chunk).bytes; }
+
+int64_t WorkspaceOffsets::maskWords(int32_t segment, int32_t head) const {
+  return segmentMaskWords[segment] + head * maskStride[segment];
+}
+int64_t WorkspaceOffsets::listBegin(int32_t segment, int32_t head) const {
+  return segmentLists[segment] + head * listStride[segment];
+}
+int64_t WorkspaceOffsets::countsBegin(int32_t segment, int32_t head) const {
+  return segmentCounts[segment] + head * countStride[segment];
+}
+
+WorkspaceOffsets workspaceOffsets(const Chunk& chunk) {
+  const WorkspacePlan plan = planWorkspace(chunk);
+  WorkspaceOffsets offsets{};
+  offsets.votes = plan.votes;
+  offsets.stats = plan.stats;
+  offsets.indices = plan.indices;
+  offsets.before = plan.before;
+  offsets.coverage = plan.coverage;
+  for (int32_t i = 0; i < plan.layout.segmentCount; ++i) {
+    const SegmentLayout& segment = plan.layout.segments[i];
+    offsets.segmentMaskWords[i] = segment.maskBegin;
+    offsets.segmentLists[i] = segment.listBegin;
+    offsets.segmentCounts[i] = segment.countBegin;
+    offsets.maskStride[i] = int64_t{segment.remoteBlocks} * 4;
+    offsets.listStride[i] = segment.listCapacity;
+    offsets.countStride[i] = segment.blocks + 1;
+  }
+  return offsets;
+}
+
+cudaError_t deviceTraits(DeviceTraits& traits) {
+  static std::array<std::atomic<uint64_t>, kMaxDevices> known{};
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (device >= kMaxDevices) return cudaErrorInvalidDevice;
+  uint64_t packed = known[device].load(std::memory_order_relaxed);
+  if (packed == 0) {
+    int major = 0, minor = 0, processors = 0, shared = 0;
+    for (const auto& [attribute, value] :
+         {std::pair{cudaDevAttrComputeCapabilityMajor, &major},
+          std::pair{cudaDevAttrComputeCapabilityMinor, &minor},
+          std::pair{cudaDevAttrMultiProcessorCount, &processors},
+          std::pair{cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared}}) {
+      const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device);
+      if (error != cudaSuccess) return error;
+    }
+    packed = uint64_t(major * 10 + minor) << 48 | uint64_t(processors) << 32 | uint64_t(shared);
+    known[device].store(packed, std::memory_order_relaxed);
+  }
+  traits.computeCapability = static_cast<int32_t>(packed >> 48);
+  traits.processors = static_cast<int32_t>(packed >> 32 & 0xFFFF);
+  traits.sharedBytesPerBlock = static_cast<int32_t>(packed);
+  return cudaSuccess;
+}
+
+namespace {
+
+template <class Launch>
+cudaError_t withContext(const Chunk& chunk, const Tensors& tensors, void* workspace,
+                        cudaStream_t stream, Launch launch) {
+  if (!validate(chunk).empty() || workspace == nullptr) return cudaErrorInvalidValue;
+  DeviceTraits device{};
+  if (const cudaError_t error = deviceTraits(device); error != cudaSuccess) return error;
+  const WorkspacePlan plan = planWorkspace(chunk);
+  const bool sparse = std::any_of(chunk.segments.begin(), chunk.segments.end(),
+                                  [](const Segment& segment) { return !segment.dense; });
+  return launch(LaunchContext{plan.layout, chunk, tensors, plan.at(workspace), device, stream},
+                sparse);
+}
+
+bool takesWgmma(const LaunchContext& context, Path path) {
+  return path == Path::best && context.device.computeCapability == 90;
+}
+
+}  // namespace
+
+cudaError_t launchPeakVotes(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                            cudaStream_t stream) {
+  return withContext(chunk, tensors, workspace, stream,
+                     [&](const LaunchContext& context, bool sparse) {
+                       if (!sparse) return cudaSuccess;
+                       const cudaError_t error = launchAnchors(context);
+                       if (error != cudaSuccess) return error;
+                       return takesWgmma(context, path) ? launchVotesWgmma(context)
+                                                        : launchVotesMmaSync(context);
+                     });
+}
+
+cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream) {
+  return withContext(chunk, Tensors{}, workspace, stream,
+                     [](const LaunchContext& context, bool) { return launchFilter(context); });
+}
+
+cudaError_t launchAttend(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                         cudaStream_t stream) {
+  return withContext(chunk, tensors, workspace, stream,
+                     [&](const LaunchContext& context, bool) {
+                       return takesWgmma(context, path) ? launchAttendWgmma(context)
+                                                        : launchAttendMmaSync(context);
+                     });
+}
+
+cudaError_t launchAudit(const Chunk& chunk, const Tensors& tensors, void* workspace,
+                        cudaStream_t stream) {
+  if (tensors.logSumExp == nullptr) return cudaErrorInvalidValue;
+  return withContext(chunk, tensors, workspace, stream,
+                     [](const LaunchContext& context, bool sparse) {
+                       if (!sparse || context.layout.auditRows == 0) return cudaSuccess;
+                       return launchAuditRows(context);
+                     });
+}
+
+cudaError_t launchPrefill(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                          cudaStream_t stream) {
+  cudaError_t error = launchPeakVotes(chunk, tensors, workspace, path, stream);
+  if (error == cudaSuccess) error = launchColumnLists(chunk, workspace, stream);
+  if (error == cudaSuccess) error = launchAttend(chunk, tensors, workspace, path, stream);
+  if (error == cudaSuccess && tensors.logSumExp != nullptr) {
+    error = launchAudit(chunk, tensors, workspace, stream);
+  }
+  return error;
+}
+
+std::string validate(const DecodeTask& task) {
+  if (std::string fault = validateShape(task.shape); !fault.empty()) return fault;
+  if (task.rows < 1 || task.rows > 16) {
+    return "decode of " + text(task.rows) + " rows: 1 to 16 are possible";
+  }
+  if (task.firstRow < 0 || task.firstRow + task.rows > (int64_t{1} << 30)) {
+    return "decode at row " + text(task.firstRow) + " is outside 0 to 2^30";
+  }
+  return {};
+}
+
+}  // namespace longsight::cuda

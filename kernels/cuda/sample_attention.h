@@ -1,0 +1,136 @@
+// SampleAttention on a CUDA device: the launchers of stages 1 to 3, audit and decode.
+// docs/sample-attention.md defines what they compute, docs/kernels.md draws the index structures.
+//
+// Every launcher only enqueues work on the caller's stream and current device: it never
+// synchronises, allocates or copies, so a sequence of them can be captured into a graph. It returns
+// cudaErrorInvalidValue when validate() finds fault with its arguments, otherwise the launch's error.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "attention/plan.h"
+#include "attention/score_dims.h"
+
+namespace longsight::cuda {
+
+enum class Element { bf16, f16 };
+
+// Which implementation runs: `best` takes wgmma and TMA where the device has them (sm_90a).
+enum class Path { best, mmaSync };
+
+struct HeadShape {
+  int32_t heads = 0;
+  // Divides heads; heads / kvHeads <= 16.
+  int32_t kvHeads = 0;
+  // 64 or 128.
+  int32_t headDim = 0;
+  Element element = Element::bf16;
+};
+
+// The parameters of SampleAttentionParams that the kernels need; values as the specification
+// defines them.
+struct SparseOptions {
+  double epsilon = 0.003;
+  DimRanges scoreDims;
+  int32_t sinkTokens = 16;
+  double maxListShare = 0.6;
+  int32_t auditRows = 8;
+};
+
+// One layer of one prefill chunk. Device pointers, 16-byte aligned.
+struct Tensors {
+  // [row - chunk begin][head][headDim], after RoPE.
+  const void* queries = nullptr;
+  // [kvHead][capacityRows][headDim]; rows [0, chunk end) are filled. Later rows are never read.
+  const void* keys = nullptr;
+  const void* values = nullptr;
+  int64_t capacityRows = 0;
+  // Like queries; every element of the chunk's rows is written.
+  void* output = nullptr;
+  // Natural logarithm of each row's softmax sum over what it attends to, [head][row - chunk begin].
+  float* logSumExp = nullptr;
+  // Usually 1 / sqrt(headDim).
+  float scale = 0.0f;
+};
+
+// What one (segment, head) kept; [segment][head] on the device.
+struct HeadStats {
+  int64_t keptPairs;
+  int64_t causalPairs;
+  // Columns of the list without the sinks; what stage 2 found, also where the head fell back.
+  int32_t listLength;
+  // 1 when the segment is dense or the list was longer than maxListShare allows.
+  int32_t dense;
+};
+
+inline constexpr int32_t kMaxChunkSegments = 64;
+
+// The chunk: consecutive segments without gaps, at most kMaxChunkSegments.
+struct Chunk {
+  std::span<const Segment> segments;
+  HeadShape shape;
+  SparseOptions options;
+};
+
+// Empty when the launchers can run the chunk; else one sentence with the value and the rule.
+std::string validate(const Chunk& chunk);
+
+// Bytes of the workspace that the launchers below share: a pure function of the shapes.
+int64_t workspaceBytes(const Chunk& chunk);
+
+// Where things lie in the workspace, for tests and statistics; byte offsets.
+struct WorkspaceOffsets {
+  int64_t votes;      // bit masks, uint32 [segment][head][columns / 32]
+  int64_t stats;      // HeadStats [segment][head]
+  int64_t indices;    // int32 lists, sinks first
+  int64_t before;     // int32 [segment][head][128-blocks + 1]
+  int64_t coverage;   // float [segment][auditRows][head], -1 where there is no audit row
+  int64_t maskWords(int32_t segment, int32_t head) const;    // first word of a mask, from votes
+  int64_t listBegin(int32_t segment, int32_t head) const;    // first entry, from indices
+  int64_t countsBegin(int32_t segment, int32_t head) const;  // first entry, from before
+  int64_t segmentMaskWords[kMaxChunkSegments];
+  int64_t segmentLists[kMaxChunkSegments];
+  int64_t segmentCounts[kMaxChunkSegments];
+  int64_t maskStride[kMaxChunkSegments];
+  int64_t listStride[kMaxChunkSegments];
+  int64_t countStride[kMaxChunkSegments];
+};
+WorkspaceOffsets workspaceOffsets(const Chunk& chunk);
+
+// Stage 1, policy `peak`: which remote columns reach epsilon, as bit masks in the workspace.
+cudaError_t launchPeakVotes(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                            cudaStream_t stream);
+
+// Stage 2: masks to sorted lists and counts, statistics, dense fall-back, tile order.
+cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream);
+
+// Stage 3: attention over window, sinks and lists; dense segments attend to all columns <= row.
+// Needs launchColumnLists first, also when every segment is dense.
+cudaError_t launchAttend(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                         cudaStream_t stream);
+
+// Coverage of the audit rows; needs the logSumExp that launchAttend wrote.
+cudaError_t launchAudit(const Chunk& chunk, const Tensors& tensors, void* workspace,
+                        cudaStream_t stream);
+
+// All of it, in order.
+cudaError_t launchPrefill(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                          cudaStream_t stream);
+
+// Dense attention of a few rows over a long cache, split over the keys.
+struct DecodeTask {
+  HeadShape shape;
+  // Row i is at absolute position firstRow + i and sees columns <= that; 1 to 16 rows.
+  int64_t firstRow = 0;
+  int32_t rows = 0;
+  Tensors tensors;
+};
+std::string validate(const DecodeTask& task);
+int64_t decodeWorkspaceBytes(const DecodeTask& task);
+cudaError_t launchDecode(const DecodeTask& task, void* workspace, cudaStream_t stream);
+
+}  // namespace longsight::cuda

@@ -1,0 +1,18 @@
+// Inputs of the benchmark, made on the device, and the read bandwidth it compares with.
+#pragma once
+
+#include <cstdint>
+
+namespace longsight::cuda::test {
+
+// Standard normal bf16 values in rows of `dim`; `shift` along a fixed direction is added to one row
+// in `every`, 0: to none.
+void fillPlanted(void* target, int64_t count, int dim, uint64_t seed, float shift, int every);
+
+// Votes at random: each bit is set with probability `share`.
+void fillRandomMask(uint32_t* mask, int64_t words, uint64_t seed, float share);
+
+// Reads all bytes once.
+void readThrough(const void* source, int64_t bytes, void* sink);
+
+}  // namespace longsight::cuda::test

@@ -1,0 +1,180 @@
+// Checks the CUDA kernels against the double-precision reference.
+//   test_cuda_kernels [--small] [--mma-sync] [--seed N]
+// --small: only what compute-sanitizer can run in reasonable time. Exit code 77: no device.
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda_case.h"
+
+namespace longsight::cuda::test {
+namespace {
+
+SampleAttentionParams sparseParams() {
+  SampleAttentionParams params;
+  params.denseBelowTokens = 0;
+  return params;
+}
+
+CaseOptions makeCase(std::string name, int64_t tokens, HeadShape shape) {
+  CaseOptions options;
+  options.name = std::move(name);
+  options.tokens = tokens;
+  options.shape = shape;
+  options.params = sparseParams();
+  return options;
+}
+
+constexpr HeadShape kSmollm{9, 3, 64};
+constexpr HeadShape kQwenSmall{14, 2, 64};
+constexpr HeadShape kQwen{28, 4, 128};
+constexpr HeadShape kLlama{32, 8, 128};
+
+std::vector<CaseOptions> smallCases() {
+  std::vector<CaseOptions> cases;
+  for (const int64_t tokens : {1, 2, 127, 128, 129}) {
+    cases.push_back(makeCase("few rows", tokens, kSmollm));
+    cases.push_back(makeCase("few rows", tokens, {4, 1, 128}));
+  }
+  for (const HeadShape shape : {HeadShape{3, 1, 64}, HeadShape{4, 2, 128}}) {
+    CaseOptions options = makeCase("short segments", 1153, shape);
+    options.params.segmentRows = 256;
+    options.params.windowTokens = 128;
+    options.params.epsilon = 0.1;
+    options.spareRows = 0;
+    cases.push_back(options);
+    options.name = "one vote each, neox";
+    options.params.sampleStride = 1;
+    options.params.segmentRows = 384;
+    options.params.sinkTokens = 0;
+    options.ropeStyle = RopeStyle::neox;
+    cases.push_back(options);
+  }
+  return cases;
+}
+
+std::vector<CaseOptions> allCases() {
+  std::vector<CaseOptions> cases = smallCases();
+  for (const HeadShape shape : {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128},
+                                HeadShape{32, 32, 64}}) {
+    CaseOptions options = makeCase("layout", 4097, shape);
+    options.listHeads = 3;
+    cases.push_back(options);
+  }
+  for (const Data data : {Data::normal, Data::huge, Data::tiny, Data::ties}) {
+    for (const HeadShape shape : {HeadShape{4, 2, 64}, HeadShape{4, 2, 128}}) {
+      CaseOptions options = makeCase("data " + std::to_string(static_cast<int>(data)), 2900, shape);
+      options.data = data;
+      options.params.segmentRows = 512;
+      options.params.epsilon = data == Data::normal ? 0.02 : 0.003;
+      cases.push_back(options);
+      options.name += " all score dims, f16";
+      options.params.scoreDims = ScoreDims::all;
+      options.shape.element = Element::f16;
+      cases.push_back(options);
+    }
+  }
+  {
+    CaseOptions options = makeCase("everything kept", 3001, {4, 2, 128});
+    options.params.epsilon = 0;
+    options.params.maxListShare = 1;
+    options.params.segmentRows = 1024;
+    cases.push_back(options);
+    options.name = "every head falls back";
+    options.params.maxListShare = 0.01;
+    cases.push_back(options);
+    options.name = "empty lists";
+    options.params.maxListShare = 0.6;
+    options.params.epsilon = 0.999999;
+    options.data = Data::tiny;
+    cases.push_back(options);
+    options.name = "no sinks, wide window";
+    options.params.sinkTokens = 0;
+    options.params.windowTokens = 1000;
+    options.params.epsilon = 0.003;
+    options.data = Data::planted;
+    cases.push_back(options);
+    options.name = "128 sinks";
+    options.params.sinkTokens = 128;
+    options.params.windowTokens = 128;
+    cases.push_back(options);
+  }
+  {
+    CaseOptions options = makeCase("borders, dense tail, chunks", 7777, {6, 2, 64});
+    options.borders = {1500, 4321, 4700, 6999};
+    options.denseFrom = 6999;
+    options.segmentsPerChunk = 2;
+    cases.push_back(options);
+    options.shape = {8, 2, 128};
+    options.name += ", one segment, paper's window";
+    options.params.segmentRows = 0;
+    options.params.windowFraction = 0.08;
+    options.params.sampleStride = 3;
+    cases.push_back(options);
+  }
+  {
+    CaseOptions options = makeCase("offsets beyond 2^32 bytes", 2500, {32, 32, 128});
+    options.spareRows = (int64_t{1} << 33) / 32 / 256 - 2500 + 4096;
+    options.listHeads = 2;
+    cases.push_back(options);
+  }
+  {
+    CaseOptions options = makeCase("long", 100003, {4, 1, 128});
+    options.listHeads = 1;
+    options.outputRows = 192;
+    cases.push_back(options);
+  }
+  return cases;
+}
+
+int run(bool small, const std::vector<Path>& paths, uint64_t seed) {
+  int failures = 0;
+  std::printf("%-52s %7s %6s %4s %9s | %-8s %6s %11s %6s %9s %9s %9s\n", "case", "tokens", "heads",
+              "dim", "element", "path", "failed", "columns", "near", "output", "log sum",
+              "coverage");
+  for (const CaseOptions& options : small ? smallCases() : allCases()) {
+    CudaCase c(options, seed);
+    const auto report = [&](const char* what, const CaseResult& result) {
+      failures += result.failures;
+      std::printf("%-52s %7lld %3d/%-2d %4d %9s | %-8s %6d %11lld %6lld %9.1e %9.1e %9.1e\n",
+                  options.name.c_str(), static_cast<long long>(options.tokens), options.shape.heads,
+                  options.shape.kvHeads, options.shape.headDim,
+                  options.shape.element == Element::bf16 ? "bf16" : "f16", what, result.failures,
+                  static_cast<long long>(result.listColumns),
+                  static_cast<long long>(result.borderline), result.worstOutput,
+                  result.worstLogSum, result.worstCoverage);
+      std::fflush(stdout);
+    };
+    for (const Path path : paths) report(path == Path::best ? "best" : "mma.sync", c.check(path));
+    for (const int32_t rows : {1, 5, 16}) {
+      if (rows > options.tokens || options.tokens > 10000) continue;
+      report(rows == 1 ? "decode1" : rows == 5 ? "decode5" : "decode16", c.checkDecode(rows));
+    }
+  }
+  std::printf("%s: %d failures, seed %llu\n", failures == 0 ? "PASSED" : "FAILED", failures,
+              static_cast<unsigned long long>(seed));
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace longsight::cuda::test
+
+int main(int argc, char** argv) {
+  using longsight::cuda::Path;
+  bool small = false;
+  std::vector<Path> paths = {Path::best, Path::mmaSync};
+  uint64_t seed = std::random_device{}();
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--small") == 0) small = true;
+    if (std::strcmp(argv[i], "--mma-sync") == 0) paths = {Path::mmaSync};
+    if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) seed = std::stoull(argv[i + 1]);
+  }
+  int devices = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&devices); error != cudaSuccess || devices == 0) {
+    std::printf("No CUDA device here: %s\n", cudaGetErrorString(error));
+    return 77;
+  }
+  return longsight::cuda::test::run(small, paths, seed);
+}
