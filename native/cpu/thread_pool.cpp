@@ -25,6 +25,16 @@ struct ThreadPool::State {
   std::atomic<int64_t> next{0};
   std::vector<std::thread> workers;
 
+  // Here rather than in the pool, so that a thread that does not start leaves none running.
+  ~State() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    announced.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+
   void drain(int32_t thread) {
     for (;;) {
       const int64_t item = next.fetch_add(1, std::memory_order_relaxed);
@@ -54,14 +64,7 @@ ThreadPool::ThreadPool(int32_t threads) : state_(std::make_unique<State>()) {
   }
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stopping = true;
-  }
-  state_->announced.notify_all();
-  for (std::thread& worker : state_->workers) worker.join();
-}
+ThreadPool::~ThreadPool() = default;
 
 int32_t ThreadPool::threads() const { return static_cast<int32_t>(state_->workers.size()) + 1; }
 

@@ -73,10 +73,10 @@ TEST_P(Attention, ManyRowsSparseAndDense) {
 }
 
 TEST_P(Attention, FewRowsAndManyColumns) {
-  for (const int64_t rows : {1, 2, 3, 5, 7, 16, 40}) {
+  for (const int64_t rows : {1, 2, 3, 7, 16, 40}) {
     for (const Shape& shape : kShapes) {
       SCOPED_TRACE(testing::Message() << shape.heads << '/' << shape.kvHeads << " rows " << rows);
-      const int64_t end = pick(1900, 9000);
+      const int64_t end = pick(1900, 9000) / shape.kvHeads + 1000;
       AttentionCase c(shape, dense(end - rows, end), {}, random);
       ASSERT_TRUE(c.run(2));
       expectAgreement(c, random, {3, 3});
