@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <unordered_set>
 
 #include "cpu/ggml_runtime.h"
 #include "error.h"
@@ -206,6 +207,21 @@ uint64_t checkFile(const std::string& path) {
   return static_cast<uint64_t>(status.st_size);
 }
 
+// libllama asserts that every token has a text of its own (it names empty ones itself).
+void checkTokensDiffer(const gguf_context* context, const std::string& path) {
+  const int64_t key = gguf_find_key(context, "tokenizer.ggml.tokens");
+  const size_t count = gguf_get_arr_n(context, key);
+  std::unordered_set<std::string> texts;
+  texts.reserve(count);
+  for (size_t token = 0; token < count; ++token) {
+    std::string text = gguf_get_arr_str(context, key, token);
+    if (text.empty()) text = "[EMPTY_" + std::to_string(token) + "]";
+    if (!texts.insert(text).second)
+      throw damaged(path, "token " + std::to_string(token) + " has the same text as another, " +
+                              quoted(text));
+  }
+}
+
 void checkTokenizer(const Metadata& metadata, const std::string& path, int64_t vocabulary) {
   const auto model = metadata.text("tokenizer.ggml.model");
   auto unsupportedTokenizer = [&](const std::string& what) {
@@ -231,6 +247,7 @@ void checkTokenizer(const Metadata& metadata, const std::string& path, int64_t v
   if (types && *types < vocabulary)
     throw damaged(path, "tokenizer.ggml.token_type has " + std::to_string(*types) +
                             " entries for " + std::to_string(vocabulary) + " tokens");
+  checkTokensDiffer(metadata.context(), path);
   metadata.arrayLength("tokenizer.ggml.merges", {GGUF_TYPE_STRING});
   for (const char* key :
        {"bos", "eos", "unknown", "separator", "padding", "eot", "eom", "mask", "cls", "fim_pre",

@@ -68,6 +68,20 @@ Tokenizer::Tokenizer(const ModelSpec& spec) {
   vocabulary_ = llama_vocab_n_tokens(vocab_);
   sentencePiece_ = llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_SPM;
 
+  try {
+    classifyTokens();
+    std::vector<int32_t> tokens;
+    tokenize("a \xff\n", false, tokens);
+  } catch (const std::exception& error) {
+    // libllama throws when a vocabulary lacks tokens that it takes for granted.
+    llama_model_free(model_);
+    throw Error(ErrorCode::unsupportedTokenizer,
+                "The tokenizer of \"" + spec.path + "\" is incomplete (" + error.what() + ").",
+                "Choose another conversion of the model.");
+  }
+}
+
+void Tokenizer::classifyTokens() {
   reserved_.resize(static_cast<size_t>(vocabulary_));
   byteTokens_.fill(-1);
   for (int32_t token = 0; token < vocabulary_; ++token) {

@@ -45,6 +45,7 @@ class Tokenizer {
   bool isReserved(int32_t token) const { return reserved_[static_cast<size_t>(token)]; }
 
  private:
+  void classifyTokens();
   void tokenizeValid(std::string_view text, bool special, std::vector<int32_t>& tokens) const;
   void callLibrary(std::string_view text, bool special, std::vector<int32_t>& tokens) const;
   void appendPlain(std::string_view text, std::vector<int32_t>& tokens) const;

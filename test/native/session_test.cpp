@@ -1,0 +1,339 @@
+// Reuse, sparse against dense, cancel, limits: with the real model.
+#include "session/session.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <thread>
+
+#include "error.h"
+#include "llama_reference.h"
+#include "temporary.h"
+#include "tiny_model.h"
+
+namespace longsight::test {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double msSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+std::shared_ptr<Model> realModel() {
+  static const auto model = std::make_shared<Model>(realModelPath());
+  return model;
+}
+
+std::unique_ptr<Session> newSession(int64_t contextTokens = 4096) {
+  const CancelFlag never;
+  return std::make_unique<Session>(realModel(), contextTokens, 2, 1.0, never, nullptr);
+}
+
+std::vector<int32_t> tokenize(const std::string& text) {
+  std::vector<int32_t> tokens;
+  realModel()->tokenizer().tokenize(text, false, tokens);
+  return tokens;
+}
+
+// `fileTokens` of source text, then a question.
+Prompt question(int64_t fileTokens, const std::string& text) {
+  Prompt prompt;
+  prompt.tokens = tokenize(realText(static_cast<size_t>(fileTokens) * 6));
+  prompt.tokens.resize(static_cast<size_t>(fileTokens));
+  for (int32_t token : tokenize(text)) prompt.tokens.push_back(token);
+  prompt.borders = {fileTokens, static_cast<int64_t>(prompt.tokens.size())};
+  prompt.denseFrom = fileTokens;
+  prompt.params.denseBelowTokens = 512;
+  prompt.params.segmentRows = 512;
+  return prompt;
+}
+
+int64_t lengthOf(const Prompt& prompt) { return static_cast<int64_t>(prompt.tokens.size()); }
+
+std::vector<float> lastLogits(Session& session, const Prompt& prompt) {
+  return session.logits(prompt, lengthOf(prompt) - 1);
+}
+
+double rms(const std::vector<float>& a, const std::vector<float>& b) {
+  return compareLogits(a, b, realModel()->spec().vocabulary).rmsDifference;
+}
+
+template <typename Body>
+Error errorOf(const Body& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error;
+  }
+  ADD_FAILURE() << "no error";
+  return Error(ErrorCode::internal, "", "");
+}
+
+// Two cold runs of the same prompt differ by rounding only; logits range over tens.
+constexpr double kRounding = 0.02;
+
+TEST(Session, EpsilonZeroEqualsDense) {
+  Prompt prompt = question(1600, "\nWhat is a segment?\n");
+  prompt.params.maxListShare = 1;
+  prompt.params.epsilon = 0;
+  const std::vector<float> sparse = lastLogits(*newSession(), prompt);
+  prompt.params.policy = Policy::dense;
+  const std::vector<float> dense = lastLogits(*newSession(), prompt);
+  EXPECT_LT(rms(sparse, dense), 0.05);
+  prompt.params.policy = Policy::peak;
+  prompt.params.epsilon = 0.3;
+  EXPECT_GT(rms(lastLogits(*newSession(), prompt), dense), 0.05) << "sparse rows were not sparse";
+}
+
+TEST(Session, SecondQuestionReusesTheFiles) {
+  const Prompt first =
+      question(3000, "\nQuestion: what does the session do with a prompt?\nAnswer:");
+  const Prompt second = question(3000, "\nQuestion: which file reads the GGUF header?\nAnswer:");
+  auto session = newSession();
+  const GenerateResult cold =
+      session->generate(first, {.maxTokens = 4, .sampling = {}, .ignoreEnd = true}, {});
+  EXPECT_EQ(cold.prefill.reusedTokens, 0);
+  EXPECT_EQ(cold.prefill.computedTokens, lengthOf(first));
+  ASSERT_TRUE(cold.attention.sparseDensity && cold.attention.coverageMean);
+  EXPECT_LT(*cold.attention.sparseDensity, 0.8);
+  EXPECT_LT(cold.attention.density, 1);
+  EXPECT_GT(*cold.attention.coverageMean, 0.8);
+  EXPECT_LT(*cold.attention.coverageMean, 1);
+
+  const PrefillPlan plan = session->plan(second);
+  const auto differ = std::mismatch(first.tokens.begin(), first.tokens.end(), second.tokens.begin(),
+                                    second.tokens.end());
+  // The files, and the words with which both questions begin.
+  EXPECT_EQ(plan.reusedTokens, differ.first - first.tokens.begin());
+  EXPECT_GT(plan.reusedTokens, 3000);
+  const GenerateResult warm =
+      session->generate(second, {.maxTokens = 4, .sampling = {}, .ignoreEnd = true}, {});
+  EXPECT_EQ(warm.prefill.reusedTokens, plan.reusedTokens);
+  EXPECT_LT(warm.prefillMs, 0.15 * cold.prefillMs);
+  std::cout << "prefill: first question " << cold.prefillMs << " ms, second " << warm.prefillMs
+            << " ms\n";
+  EXPECT_EQ(warm.attention.sparseDensity, cold.attention.sparseDensity);
+  EXPECT_EQ(warm.attention.coverageMean, cold.attention.coverageMean);
+
+  const std::vector<float> warmLogits = lastLogits(*session, second);
+  const std::vector<float> coldLogits = lastLogits(*newSession(), second);
+  EXPECT_LT(rms(warmLogits, coldLogits), kRounding);
+}
+
+TEST(Session, SeveralCallsEqualOne) {
+  const Prompt whole = question(2300, "\nHow many parts are there?\n");
+  Prompt files = whole;
+  files.tokens.resize(2300);
+  files.borders = {2300};
+  auto session = newSession();
+  session->generate(files, {}, {});
+  EXPECT_EQ(session->plan(whole).reusedTokens, 2300);
+  const std::vector<float> stepwise = lastLogits(*session, whole);
+  EXPECT_LT(rms(stepwise, lastLogits(*newSession(), whole)), kRounding);
+}
+
+TEST(Session, OtherParametersAreNotReused) {
+  Prompt prompt = question(2000, "\nWhy?\n");
+  auto session = newSession();
+  session->generate(prompt, {}, {});
+  EXPECT_EQ(session->plan(prompt).reusedTokens, lengthOf(prompt) - 1);
+  prompt.params.epsilon = 0.01;
+  EXPECT_EQ(session->plan(prompt).reusedTokens, 512) << "the dense rows below denseBelowTokens";
+  session->reset();
+  EXPECT_EQ(session->plan(prompt).reusedTokens, 0);
+}
+
+TEST(Session, DecodedTokensAreReusedInTheNextTurn) {
+  Prompt prompt = question(600, "\nOnce upon a time");
+  auto session = newSession();
+  std::string answer;
+  SessionEvents events;
+  events.onText = [&](const std::string& text) { answer += text; };
+  const GenerateResult result =
+      session->generate(prompt, {.maxTokens = 12, .sampling = {}, .ignoreEnd = true}, events);
+  EXPECT_EQ(result.generatedTokens, 12);
+  EXPECT_EQ(result.stopReason, StopReason::length);
+  const std::vector<int32_t> answerTokens = tokenize(answer);
+  Prompt next = prompt;
+  next.tokens.insert(next.tokens.end(), answerTokens.begin(), answerTokens.end());
+  for (int32_t token : tokenize("\nGo on.")) next.tokens.push_back(token);
+  next.borders.back() = lengthOf(next);
+  // The last token was sampled but never a row.
+  EXPECT_GE(session->plan(next).reusedTokens, lengthOf(prompt) + 8);
+}
+
+TEST(Session, StopStringsEndTheAnswerUnseen) {
+  const Prompt prompt = question(64, "\nThe numbers: one, two, three, four, five, six,");
+  auto run = [&](std::vector<std::string> stop) {
+    auto session = newSession(512);
+    std::string text;
+    SessionEvents events;
+    events.onText = [&](const std::string& part) { text += part; };
+    GenerateOptions options;
+    options.maxTokens = 24;
+    options.sampling.stop = std::move(stop);
+    const GenerateResult result = session->generate(prompt, options, events);
+    return std::pair(text, result.stopReason);
+  };
+  const auto [whole, reason] = run({});
+  ASSERT_GT(whole.size(), 12u);
+  const std::string stop = whole.substr(8, 3);
+  const auto [cut, cutReason] = run({stop});
+  EXPECT_EQ(cutReason, StopReason::stop);
+  EXPECT_EQ(cut, whole.substr(0, whole.find(stop)));
+}
+
+TEST(Session, RefusesWhatDoesNotFit) {
+  const Prompt prompt = question(600, "\nWhy?\n");
+  auto session = newSession(512);
+  const Error error = errorOf([&] { session->generate(prompt, {}, {}); });
+  EXPECT_EQ(error.code(), ErrorCode::promptTooLong);
+  EXPECT_NE(error.message().find(std::to_string(lengthOf(prompt))), std::string::npos);
+  EXPECT_NE(error.message().find("512"), std::string::npos);
+}
+
+TEST(Session, AnswersEndWhenTheCacheIsFull) {
+  const Prompt prompt = question(500, "\nGo on");
+  auto session = newSession(lengthOf(prompt) + 5);
+  const GenerateResult result =
+      session->generate(prompt, {.maxTokens = 100, .sampling = {}, .ignoreEnd = true}, {});
+  EXPECT_EQ(result.stopReason, StopReason::length);
+  EXPECT_EQ(result.generatedTokens, 6);
+}
+
+TEST(Session, RefusesBadInput) {
+  auto session = newSession(512);
+  auto code = [&](const std::function<void(Prompt&)>& change) {
+    Prompt prompt = question(64, "\nWhy?");
+    change(prompt);
+    return errorOf([&] { session->generate(prompt, {}, {}); }).code();
+  };
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.tokens[3] = 1 << 20; }), ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.tokens[3] = -1; }), ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.borders = {9, 3}; }), ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.borders.clear(); }), ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.denseFrom = -1; }), ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.params.sampleStride = 0; }), ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.params.policy = Policy::mass; }),
+            ErrorCode::invalidParams);
+  EXPECT_EQ(code([](Prompt& prompt) { prompt.tokens.clear(); }), ErrorCode::invalidParams);
+  EXPECT_EQ(errorOf([&] { session->score(question(64, "?"), 1, false, {}); }).code(),
+            ErrorCode::invalidParams);
+  EXPECT_EQ(errorOf([&] { newSession(int64_t{1} << 40); }).code(), ErrorCode::invalidParams);
+}
+
+// Cancels `afterMs` into the run; returns how long it took to end.
+double cancelLatencyMs(Session& session, double afterMs, const std::function<void()>& run) {
+  Clock::time_point cancelled;
+  session.arm();
+  std::thread canceller([&] {
+    std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(afterMs));
+    cancelled = Clock::now();
+    session.cancel();
+  });
+  const Error error = errorOf(run);
+  const Clock::time_point ended = Clock::now();
+  canceller.join();
+  EXPECT_EQ(error.code(), ErrorCode::cancelled);
+  session.arm();
+  return std::chrono::duration<double, std::milli>(ended - cancelled).count();
+}
+
+TEST(Session, CancelledPrefillEndsSoonAndKeepsWholeSegments) {
+  Prompt prompt = question(3500, "\nWhy?\n");
+  auto session = newSession();
+  const auto start = Clock::now();
+  session->generate(prompt, {}, {});
+  const double wholeMs = msSince(start);
+  for (const Policy policy : {Policy::peak, Policy::dense}) {
+    prompt.params.policy = policy;
+    session->reset();
+    const double latencyMs =
+        cancelLatencyMs(*session, wholeMs * 0.6, [&] { session->generate(prompt, {}, {}); });
+    EXPECT_LT(latencyMs, 250);
+    const int64_t reused = session->plan(prompt).reusedTokens;
+    EXPECT_GE(reused, 512);
+    EXPECT_LT(reused, 3500);
+    EXPECT_EQ(reused % 512, 0) << "whole segments and blocks";
+    std::cout << "cancel after " << latencyMs << " ms, " << reused << " rows kept\n";
+  }
+  // What was kept is sound.
+  const std::vector<float> resumed = lastLogits(*session, prompt);
+  EXPECT_LT(rms(resumed, lastLogits(*newSession(), prompt)), kRounding);
+}
+
+TEST(Session, CancelledDecodeEndsSoonAndKeepsThePrompt) {
+  const Prompt prompt = question(600, "\nOnce");
+  auto session = newSession();
+  session->generate(prompt, {}, {});
+  const double latencyMs = cancelLatencyMs(*session, 300, [&] {
+    session->generate(prompt, {.maxTokens = 3000, .sampling = {}, .ignoreEnd = true}, {});
+  });
+  EXPECT_LT(latencyMs, 250);
+  EXPECT_EQ(session->plan(prompt).reusedTokens, lengthOf(prompt) - 1);
+}
+
+TEST(Session, ProgressCountsUpToTheComputedTokens) {
+  const Prompt prompt = question(1500, "\nWhy?\n");
+  auto session = newSession();
+  session->plan(prompt);
+  int64_t last = -1;
+  bool prefilled = false;
+  SessionEvents events;
+  events.onPrefill = [&](const PrefillProgress& progress) {
+    EXPECT_GE(progress.done, last);
+    EXPECT_EQ(progress.total, lengthOf(prompt));
+    ASSERT_TRUE(progress.etaMs);
+    EXPECT_GE(*progress.etaMs, 0);
+    last = progress.done;
+  };
+  events.onPrefilled = [&] { prefilled = true; };
+  session->generate(prompt, {}, events);
+  EXPECT_EQ(last, lengthOf(prompt));
+  EXPECT_TRUE(prefilled);
+}
+
+TEST(Session, PredictionIsOfTheRightSize) {
+  const Prompt prompt = question(2500, "\nWhy?\n");
+  auto session = newSession();
+  const double predictedMs = session->plan(prompt).predictedPrefillMs;
+  const GenerateResult result = session->generate(prompt, {}, {});
+  std::cout << "prefill predicted " << predictedMs << " ms, took " << result.prefillMs << " ms\n";
+  // Wide, because other programs share the processor while tests run.
+  EXPECT_GT(predictedMs, 0.4 * result.prefillMs);
+  EXPECT_LT(predictedMs, 2.5 * result.prefillMs);
+}
+
+TEST(Session, MemoryEstimateHoldsWhatIsUsed) {
+  const Prompt prompt = question(1500, "\nWhy?\n");
+  auto session = newSession(2048);
+  const GenerateResult result =
+      session->generate(prompt, {.maxTokens = 2, .sampling = {}, .ignoreEnd = true}, {});
+  const MemoryEstimate estimate = realModel()->estimate(2048, prompt.params);
+  EXPECT_EQ(estimate.kvBytes, result.memory.kvBytes);
+  EXPECT_GE(estimate.scratchBytes, result.memory.scratchBytes);
+  EXPECT_NEAR(static_cast<double>(estimate.weightBytes),
+              static_cast<double>(result.memory.weightBytes),
+              0.01 * static_cast<double>(estimate.weightBytes));
+  EXPECT_TRUE(estimate.fits);
+  EXPECT_EQ(estimate.largestContextTokens, realModel()->spec().contextTokens);
+}
+
+TEST(Session, SparseScoreIsCloseToDense) {
+  Prompt prompt = question(2600, "");
+  prompt.denseFrom = 2600 - 256;
+  prompt.borders = {2600};
+  auto session = newSession();
+  const ScoreOutcome outcome = session->score(prompt, 256, true, {});
+  std::cout << "score: nll " << outcome.nll << ", kl " << *outcome.kl << ", top-1 "
+            << *outcome.top1Agreement << ", density " << *outcome.attention.sparseDensity << "\n";
+  EXPECT_GT(*outcome.kl, 1e-6);
+  EXPECT_LT(*outcome.kl, 0.05);
+  EXPECT_GT(*outcome.top1Agreement, 0.9);
+}
+
+}  // namespace
+}  // namespace longsight::test

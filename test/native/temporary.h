@@ -1,0 +1,20 @@
+// Files that a test needs and leaves no trace of, and the real model of the tests.
+#pragma once
+
+#include <string>
+
+namespace longsight::test {
+
+// A path in a folder that is removed when the process ends.
+std::string temporaryPath(const std::string& name);
+
+void writeFile(const std::string& path, const std::string& bytes);
+std::string readFile(const std::string& path);
+
+// LONGSIGHT_TEST_MODEL, else SmolLM2 in the models folder. Throws when there is none.
+std::string realModelPath();
+
+// Source code and prose of this repository and of the llama.cpp headers, at least `bytes` long.
+std::string realText(size_t bytes);
+
+}  // namespace longsight::test

@@ -1,0 +1,145 @@
+#include "model/tokenizer.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <random>
+#include <sstream>
+
+#include "llama.h"
+#include "temporary.h"
+
+namespace longsight::test {
+namespace {
+
+const Tokenizer& real() {
+  static const Tokenizer tokenizer(readGguf(realModelPath()));
+  return tokenizer;
+}
+
+std::vector<int32_t> tokenize(const std::string& text, bool special = false) {
+  std::vector<int32_t> tokens;
+  real().tokenize(text, special, tokens);
+  return tokens;
+}
+
+std::string detokenize(const std::vector<int32_t>& tokens) {
+  std::string text;
+  for (int32_t token : tokens) text += real().piece(token, true);
+  return text;
+}
+
+const std::vector<std::string>& uglyTexts() {
+  static const std::vector<std::string> texts = {
+      "",
+      " ",
+      "Hello, world!",
+      "  leading and trailing  ",
+      "tabs\t\tand\r\nCRLF\r\n\r\n\tmixed \n\n\n  end\n",
+      "日本語のテキスト、中文文本，한국어 텍스트",
+      "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 and e\u0301 combining",
+      "don't you're I'LL it's 'quoted' we've",
+      "1234567890 3.14159 0xFF 1e-9 ١٢٣ Ⅻ ½",
+      "İstanbul ǅ ß ſ ŉ ﬁ",
+      "zero\u200bwidth\u00a0nbsp\u3000ideographic\u2028line",
+      std::string("nul\0inside", 10),
+      "int main() { return x->y != 0 ? a[i]++ : ~b; } // ünïcode",
+      "\u00b5\u03a9\u2126 \ufb01 \ufffd \U0010fffd",
+  };
+  return texts;
+}
+
+TEST(Tokenizer, TextsRoundTrip) {
+  for (const std::string& text : uglyTexts()) EXPECT_EQ(detokenize(tokenize(text)), text);
+}
+
+TEST(Tokenizer, AnyBytesRoundTrip) {
+  for (const std::string& text :
+       {std::string("\xff\xfe broken \xc3"), std::string("\xed\xa0\x80 surrogate"),
+        std::string("\xc0\xaf overlong"), std::string("cut \xf0\x9f\x98"),
+        std::string("\xf4\x90\x80\x80 beyond")})
+    EXPECT_EQ(detokenize(tokenize(text)), text);
+  std::string every;
+  for (int byte = 0; byte < 256; ++byte) every += static_cast<char>(byte);
+  EXPECT_EQ(detokenize(tokenize(every)), every);
+  std::mt19937 random(3);
+  for (int round = 0; round < 20; ++round) {
+    std::string bytes(500, '\0');
+    for (char& byte : bytes) byte = static_cast<char>(random());
+    EXPECT_EQ(detokenize(tokenize(bytes)), bytes);
+  }
+}
+
+TEST(Tokenizer, PlainTextNeverYieldsSpecialTokens) {
+  std::string all;
+  int specials = 0;
+  for (int32_t token = 0; token < real().vocabulary(); ++token) {
+    if (!real().isReserved(token)) continue;
+    ++specials;
+    const std::string text = real().piece(token, true);
+    all += text + " x" + text + text + "\n";
+    // With `special` it is that token, so the text is right.
+    EXPECT_EQ(tokenize(text, true), std::vector<int32_t>{token}) << text;
+  }
+  EXPECT_GT(specials, 2);
+  const std::vector<int32_t> tokens = tokenize(all);
+  for (int32_t token : tokens) EXPECT_FALSE(real().isReserved(token)) << real().piece(token, true);
+  EXPECT_EQ(detokenize(tokens), all);
+}
+
+TEST(Tokenizer, LongLinesAreQuickAndRoundTrip) {
+  std::string words, cjk;
+  const size_t size = size_t{1} << 20;
+  while (words.size() < size) words += "lorem ipsum dolor(42), ";
+  while (cjk.size() < size) cjk += "漢字かな交じり文";
+  for (const std::string& line :
+       {std::string(size, 'a'), std::string(size, ' '), std::string(size, '7'),
+        std::string(size, '\n'), std::string(size, '('), words, cjk, std::string(size, '\xff')}) {
+    const auto start = std::chrono::steady_clock::now();
+    const std::vector<int32_t> tokens = tokenize(line);
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    EXPECT_LT(seconds, 10) << line.substr(0, 20);
+    EXPECT_EQ(detokenize(tokens), line) << line.substr(0, 20);
+  }
+}
+
+TEST(Tokenizer, EqualsPyPiTokenizers) {
+  std::vector<std::string> texts = uglyTexts();
+  texts.push_back(realText(120000));
+  std::string line;
+  while (line.size() < (size_t{1} << 20)) line += "const value = compute(index + 17) * scale; ";
+  texts.push_back(line);
+
+  std::string input;
+  for (const std::string& text : texts) {
+    const auto length = static_cast<uint32_t>(text.size());
+    for (int shift = 0; shift < 32; shift += 8) input += static_cast<char>(length >> shift);
+    input += text;
+  }
+  const std::string inputPath = temporaryPath("texts"), outputPath = temporaryPath("tokens"),
+                    errorPath = temporaryPath("errors");
+  writeFile(inputPath, input);
+  const std::string command =
+      "PYTHONPATH='" LONGSIGHT_PYTHON_PACKAGES "' python3 '" LONGSIGHT_TOKENIZER_ORACLE "' '" +
+      realModelPath() + "' < '" + inputPath + "' > '" + outputPath + "' 2> '" + errorPath + "'";
+  ASSERT_EQ(std::system(command.c_str()), 0)
+      << readFile(errorPath)
+      << "\nNeeded: pip install --target .deps/python -r test/requirements.txt";
+  std::istringstream lines(readFile(outputPath));
+  size_t compared = 0;
+  for (const std::string& text : texts) {
+    std::string row;
+    ASSERT_TRUE(std::getline(lines, row));
+    std::istringstream numbers(row);
+    std::vector<int32_t> expected;
+    for (int32_t token; numbers >> token;) expected.push_back(token);
+    EXPECT_EQ(tokenize(text), expected) << text.substr(0, 80);
+    compared += expected.size();
+  }
+  EXPECT_GT(compared, 200000u);
+}
+
+}  // namespace
+}  // namespace longsight::test
