@@ -119,8 +119,9 @@ __attribute__((target("amx-tile,amx-bf16"))) double peakAmx(int64_t rounds) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t rowBytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  asm volatile("" : : "r"(&config) : "memory");
+  } config, before;
+  _tile_storeconfig(&before);
+  asm volatile("" : : "r"(&config), "r"(&before) : "memory");
   _tile_loadconfig(&config);
   for (int64_t i = 0; i < rounds; ++i) {
     _tile_dpbf16ps(0, 4, 5);
@@ -129,6 +130,7 @@ __attribute__((target("amx-tile,amx-bf16"))) double peakAmx(int64_t rounds) {
     _tile_dpbf16ps(3, 4, 5);
   }
   _tile_release();
+  if (before.palette != 0) _tile_loadconfig(&before);
   return static_cast<double>(rounds) * 4 * 16384;
 }
 

@@ -405,6 +405,44 @@ TEST(Linear, theEnvironmentForcesASet) {
   }
 }
 
+#if defined(__x86_64__)
+struct alignas(64) TileConfig {
+  uint8_t bytes[64] = {};
+};
+
+__attribute__((target("amx-tile"))) void loadTiles(const TileConfig& config) {
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+
+__attribute__((target("amx-tile"))) TileConfig storeTiles() {
+  TileConfig config;
+  asm volatile("sttilecfg %0" : "=m"(config));
+  return config;
+}
+
+TEST(Linear, leavesTheTileConfigurationOfTheThread) {
+  if (!instructionSetRuns(InstructionSet::amx)) GTEST_SKIP() << "this machine lacks amx";
+  std::mt19937 random(seed());
+  const Weights weights(random, GGML_TYPE_Q4_0, 64, 64);
+  const Activations a(random, 40, 64, 0);
+  GuardedOutput out(40, 64, 0);
+  ThreadPool pool(1);
+  LinearScratch scratch(40, 64, 1, InstructionSet::amx);
+  TileConfig other;
+  other.bytes[0] = 1;    // palette
+  other.bytes[16] = 32;  // bytes in a row of tile 0
+  other.bytes[48] = 3;   // its rows
+  for (const TileConfig& before : {other, TileConfig{}}) {
+    loadTiles(before);
+    ASSERT_TRUE(multiply(a.values.data(), 40, a.stride, weights.view, out.data(), out.stride(),
+                         scratch, pool, CancelFlag{}));
+    const TileConfig after = storeTiles();
+    EXPECT_EQ(std::memcmp(&before, &after, sizeof(before)), 0);
+    expectProduct(out, a, 40, weights, InstructionSet::amx);
+  }
+}
+#endif
+
 TEST(Linear, scratchSizeFollowsFromItsShape) {
   for (InstructionSet set : setsThatRun()) {
     const size_t one = LinearScratch::bytes(512, 4096, 1, set);

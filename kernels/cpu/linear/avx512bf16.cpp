@@ -6,6 +6,18 @@
 namespace longsight {
 namespace {
 
+// Panel: [column pair][64 rows][2].
+constexpr int kPairElements = 2 * kPanelRows;
+
+void expandPanel(const PanelSource& source, float* group, void* panelBytes) {
+  uint16_t* panel = static_cast<uint16_t*>(panelBytes);
+  expandGroups(source, group,
+               [panel](const float* rows, int64_t columns, int32_t firstRow, int64_t firstColumn) {
+                 storeGroup(rows, columns, panel + firstColumn / 2 * kPairElements + 2 * firstRow,
+                            kPairElements);
+               });
+}
+
 template <int Rows>
 void tile(const uint16_t* a, int64_t aStride, const uint16_t* panel, int64_t depth, float* c,
           int64_t cStride, bool accumulate) {

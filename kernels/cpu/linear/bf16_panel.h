@@ -10,28 +10,20 @@
 namespace longsight {
 namespace {
 
-// Panel: [column pair][64 rows][2].
-constexpr int kPairElements = 2 * kPanelRows;
-
-void expandPanel(const PanelSource& source, float* group, void* panelBytes) {
-  uint16_t* panel = static_cast<uint16_t*>(panelBytes);
-  expandGroups(source, group,
-               [panel](const float* rows, int64_t columns, int32_t firstRow, int64_t firstColumn) {
-                 for (int64_t c = 0; c < columns; c += 32) {
-                   __m512i pairs[16];
+// Rounds a group of 16 rows to bf16 and stores it as [column pair][16 rows][2], `pairStride`
+// elements between pairs. columns is a multiple of 32.
+inline void storeGroup(const float* rows, int64_t columns, uint16_t* target, int64_t pairStride) {
+  for (int64_t c = 0; c < columns; c += 32, target += 16 * pairStride) {
+    __m512i pairs[16];
 #pragma GCC unroll 16
-                   for (int r = 0; r < 16; ++r) {
-                     const float* row = rows + r * kGroupStride + c;
-                     pairs[r] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16),
-                                                             _mm512_loadu_ps(row));
-                   }
-                   transpose16x16(pairs);
-                   uint16_t* target = panel + (firstColumn + c) / 2 * kPairElements + 2 * firstRow;
+    for (int r = 0; r < 16; ++r) {
+      const float* row = rows + r * kGroupStride + c;
+      pairs[r] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+    }
+    transpose16x16(pairs);
 #pragma GCC unroll 16
-                   for (int j = 0; j < 16; ++j)
-                     _mm512_storeu_si512(target + j * kPairElements, pairs[j]);
-                 }
-               });
+    for (int j = 0; j < 16; ++j) _mm512_storeu_si512(target + j * pairStride, pairs[j]);
+  }
 }
 
 void packRow(const float* source, int64_t columns, void* targetBytes, int64_t padded) {

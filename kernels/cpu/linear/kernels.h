@@ -21,7 +21,7 @@ inline constexpr int32_t kGroupColumns = 256;
 inline constexpr int32_t kGroupStride = kGroupColumns + 16;
 // Panels are filled with zeros up to a multiple of this many columns.
 inline constexpr int32_t kColumnMultiple = 32;
-inline constexpr int32_t kMaxTileRows = 32;
+inline constexpr int32_t kMaxTileRows = 128;
 
 // Expands `count` weights (a multiple of the type's block) of one row. ggml's to_float signature.
 using ExpandRow = void (*)(const void* source, float* target, int64_t count);

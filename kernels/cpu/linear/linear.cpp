@@ -30,23 +30,23 @@ ExpandRow expanderFor(const LinearKernels& kernels, ggml_type type) {
   return ggml_get_type_traits(type)->to_float;
 }
 
-// Seconds per multiply-add of a tile whose operands are in the caches.
+// Seconds per row of a tile whose operands are in the caches.
 double tileSeconds(const LinearKernels& kernels) {
   constexpr int64_t kDepth = 512;
-  constexpr int kBursts = 5, kTiles = 16;
+  constexpr int kBursts = 5, kRows = 128;
   std::vector<float> a(kDepth * kMaxTileRows), panel(kDepth * kPanelRows),
       c(kPanelRows * kMaxTileRows);
   double best = 1.0;
   for (int burst = 0; burst < kBursts; ++burst) {
     const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = 0; i < kRows; i += kernels.tileRows) {
       kernels.multiplyTile(a.data(), kDepth, kernels.tileRows, panel.data(), kDepth, c.data(),
                            kPanelRows, false);
     }
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
     best = std::min(best, taken.count());
   }
-  return best / (kTiles * kernels.tileRows);
+  return best / kRows;
 }
 
 }  // namespace
