@@ -1,0 +1,37 @@
+// The Python packages that tests compare with, in a folder of the repository.
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { inRoot } from '../lib/paths.mjs';
+import { output, Problem, step } from '../lib/terminal.mjs';
+
+/** Installs test/requirements.txt into .deps/python. */
+export async function installPythonPackages() {
+  const requirements = inRoot('test/requirements.txt');
+  const version = output('python3', ['--version']);
+  if (output('python3', ['-m', 'pip', '--version']) === undefined) {
+    throw new Problem(
+      'The tests need Python 3 with pip.',
+      'On Debian and Ubuntu: sudo apt-get install -y python3-pip',
+    );
+  }
+  const target = inRoot('.deps/python');
+  const stamp = path.join(target, 'installed');
+  const wanted = createHash('sha256')
+    .update(`${version}\n${fs.readFileSync(requirements)}`)
+    .digest('hex');
+  if (fs.existsSync(stamp) && fs.readFileSync(stamp, 'utf8') === wanted) return;
+  const part = `${target}.${process.pid}`;
+  try {
+    // prettier-ignore
+    await step('Installing Python packages (85 MB)', 'python3', [
+      '-m', 'pip', 'install', '--quiet', '--no-deps', '--only-binary', ':all:', '--root-user-action', 'ignore',
+      '--disable-pip-version-check', '--target', part, '--requirement', requirements,
+    ]);
+    fs.writeFileSync(path.join(part, 'installed'), wanted);
+    fs.rmSync(target, { recursive: true, force: true });
+    fs.renameSync(part, target);
+  } finally {
+    fs.rmSync(part, { recursive: true, force: true });
+  }
+}
