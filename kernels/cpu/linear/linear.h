@@ -43,8 +43,9 @@ struct LinearOutput {
 bool isLinearType(ggml_type type);
 
 // The set that LONGSIGHT_CPU names, else the fastest here, measured once a process in a few
-// millisecond: which set that is differs between processors (vdpbf16ps runs at twice the rate of an
-// f32 multiply-add on some, at half of it on others). Throws like chooseInstructionSet().
+// milliseconds: which one that is differs between processors (vdpbf16ps does twice the work of an
+// f32 multiply-add in a cycle on AMD Zen 4, half of it on Intel Emerald Rapids). Throws like
+// chooseInstructionSet().
 InstructionSet chooseLinearSet();
 
 // The buffers of multiply(). One object serves one call at a time.
