@@ -36,7 +36,7 @@ function cppFiles() {
     .filter((folder) => existsSync(inRoot(folder)))
     .flatMap((folder) =>
       readdirSync(inRoot(folder), { recursive: true })
-        .filter((name) => /\.(cpp|h)$/.test(name) && !name.startsWith('fixtures'))
+        .filter((name) => /\.(cpp|h|cu|cuh)$/.test(name) && !name.startsWith('fixtures'))
         .map((name) => path.join(folder, name)),
     );
 }
