@@ -11,6 +11,7 @@ import { pack } from '../package.mjs';
 import { unpackExtension } from './unpackedExtension.mjs';
 
 const suiteTimeoutMs = 600_000;
+const mochaTimeout = '20000';
 const reporter = inRoot('scripts/testing/reporter.cjs');
 
 /** @typedef {{ passed: number, failed: number, skipped: number }} Counts */
@@ -36,7 +37,16 @@ export const suites = {
 
 async function runMocha(files, model, env = {}) {
   return counted(model, (testEnv) => [
-    [tool.mocha, '--reporter', reporter, '--no-config', '--exit', ...files],
+    [
+      tool.mocha,
+      '--reporter',
+      reporter,
+      '--no-config',
+      '--timeout',
+      mochaTimeout,
+      '--exit',
+      ...files,
+    ],
     { ...testEnv, ...env },
   ]);
 }
