@@ -10,7 +10,7 @@ import { fetchModel } from './model.mjs';
 
 const sample = inRoot('test/fixtures/sample-workspace');
 const sampleQuestion =
-  'What does this project do, and which file decides when a request is tried again?';
+  'What does this project do, and which file decides when a failed job is tried again?';
 const ownQuestion = 'What does this project do, and which files matter most?';
 const longestAnswerTokens = '160';
 // The default keeps short prompts dense; the sample is short, and should show sparse attention.
