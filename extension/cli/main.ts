@@ -36,7 +36,8 @@ void run(process.argv.slice(2), {
   },
   signal: abort.signal,
   version: installedVersion(__dirname),
-  startEngine: (log) => new Engine({ workerPath: path.join(__dirname, 'worker.js'), log }),
+  startEngine: (log) =>
+    new Engine({ workerPath: path.join(__dirname, 'worker.js'), background: false, log }),
   findModel: async () => (await defaultModel())?.path,
 }).then((status) => {
   process.exitCode = status;

@@ -32,9 +32,10 @@ export class EngineChild {
   private ended = false;
   private readonly ending: Promise<void>;
 
-  constructor(workerPath: string, listener: ChildListener) {
+  /** `background`: lets everything else on the machine go first. */
+  constructor(workerPath: string, background: boolean, listener: ChildListener) {
     const options = forkOptions({ env: process.env, electron: 'electron' in process.versions });
-    this.process = fork(workerPath, [], options);
+    this.process = fork(workerPath, background ? ['--background'] : [], options);
     this.process.on('message', (message) => listener.onEvent(message as Event));
     this.process.on('error', (error) => {
       this.failure = error.message;

@@ -53,6 +53,8 @@ export type LogLevel = 'info' | 'warn' | 'error';
 export interface EngineOptions {
   /** Absolute path of the bundled worker.js; longsight.node lies beside it. */
   workerPath: string;
+  /** Computes below normal priority, so that typing in an editor comes first; default true. */
+  background?: boolean;
   log?: (level: LogLevel, text: string) => void;
 }
 
@@ -231,15 +233,19 @@ export class Engine {
   }
 
   private startChild(): EngineChild {
-    const child: EngineChild = new EngineChild(this.options.workerPath, {
-      onEvent: (event) => {
-        if (this.child === child) this.receive(event);
+    const child: EngineChild = new EngineChild(
+      this.options.workerPath,
+      this.options.background ?? true,
+      {
+        onEvent: (event) => {
+          if (this.child === child) this.receive(event);
+        },
+        onLine: (line) => this.log('info', line),
+        onEnd: (end) => {
+          if (this.child === child) this.lost(end);
+        },
       },
-      onLine: (line) => this.log('info', line),
-      onEnd: (end) => {
-        if (this.child === child) this.lost(end);
-      },
-    });
+    );
     this.log('info', `Engine process ${child.pid ?? '?'} started.`);
     this.heard();
     this.watch = setInterval(() => this.checkSilence(), watchMs);

@@ -13,11 +13,13 @@ import { glibcVersion, installedVersion } from './system';
 
 const heartbeatMs = 1_000;
 
-// Before any thread exists, because threads inherit it: typing in the editor comes first.
-try {
-  os.setPriority(os.constants.priority.PRIORITY_BELOW_NORMAL);
-} catch {
-  // Not permitted in some containers; the work is the same.
+// Before native threads exist, because they inherit it.
+if (process.argv.includes('--background')) {
+  try {
+    os.setPriority(os.constants.priority.PRIORITY_BELOW_NORMAL);
+  } catch {
+    // Not permitted in some containers; the work is the same.
+  }
 }
 
 // A normal exit would wait for native threads that still compute.
