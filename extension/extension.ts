@@ -86,7 +86,7 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
   const panel = new ChatPanel(context.extensionUri, {
     entries: () => conversation.entries,
     surroundings: () => ({
-      modelName: modelName(String(read('model') ?? '')),
+      modelName: modelName(readModelSettings(read).modelPath),
       folders: openFolders().map((folder) => folder.name),
     }),
     onMessage: (message) => void act(message),

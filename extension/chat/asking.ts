@@ -6,7 +6,7 @@ import type { AskAnswer, Engine, Job } from '../engine/client';
 import { EngineError, toErrorInfo } from '../engine/errors';
 import type { ChatTurn, Event, WorkspaceFolder } from '../engine/protocol';
 import type { Settings } from '../config';
-import { Conversation, isOpen, type Change, type Entry } from './conversation';
+import { type Conversation, isOpen, type Change, type Entry } from './conversation';
 import type { Choice } from './messages';
 
 export interface AskingHost {

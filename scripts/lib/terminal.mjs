@@ -86,7 +86,7 @@ function collect(command, args, options, onLine) {
   });
 }
 
-/** One line that is rewritten on a terminal, and printed at begin and end elsewhere. */
+/** One line that is rewritten on a terminal; elsewhere only its end is printed. */
 export function liveLine(title) {
   const live = process.stderr.isTTY;
   const clear = '\r\u001b[K';
