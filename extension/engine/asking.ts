@@ -1,6 +1,7 @@
 /** `ask`: from a question about folders to a checked answer. */
 import { checkCitations } from '../prompt/citations';
 import { readLine, withoutReadLine } from '../prompt/layout';
+import type { Packing } from '../prompt/pack';
 import type { GenerateResult, NativeSession, Prompt, SessionEvent } from './addon';
 import { EngineError } from './errors';
 import { beginPhase, progressOf, stoppable, type JobContext } from './job';
@@ -33,6 +34,7 @@ export async function runAsk(
     loaded,
     context,
   );
+  requireFiles(packing, contextTokens);
   const prompt = await promptOf(parts, params, loaded, context);
   requireRoom(prompt.tokens.length, answerTokens, contextTokens);
   await announce(request, session, prompt, packing.counts, packing.usedTokens, context);
@@ -164,6 +166,17 @@ class Answer {
 /** The model is not shown a line that it did not write. */
 function asWritten({ question, answer }: ChatTurn): ChatTurn {
   return { question, answer: withoutReadLine(answer) };
+}
+
+/** An answer about no file would be made up. */
+function requireFiles({ counts, budgetTokens }: Packing, contextTokens: number): void {
+  if (counts.full > 0) return;
+  throw new EngineError(
+    'overBudget',
+    `None of the ${counts.path + counts.out} files fits into the ${budgetTokens} tokens that are ` +
+      `left for files in a context of ${contextTokens}.`,
+    'Use a larger context or budget, a shorter answer, or a smaller folder.',
+  );
 }
 
 /** Last line of defence: the packing has already kept room for the answer. */

@@ -14,17 +14,17 @@ import { cpuMs, sampleWorkspace, testModel, workerPath } from './support/longsig
 /** Small enough to be quick, with segments that are sparse nevertheless. */
 const params: SampleAttentionParams = {
   ...defaultParams,
-  denseBelowTokens: 512,
-  segmentRows: 512,
+  denseBelowTokens: 256,
+  segmentRows: 256,
   windowTokens: 128,
 };
-const workspaceTokens = 2400;
+const workspaceTokens = 950;
 
 type AskBody = Omit<AskRequest, 'type' | 'sessionId' | 'requestId'>;
 
 function question(over: Partial<AskBody> = {}): AskBody {
   return {
-    model: { path: testModel(), device: 'auto', threads: 0, contextTokens: 4096 },
+    model: { path: testModel(), device: 'auto', threads: 0, contextTokens: 2048 },
     params,
     workspace: {
       folders: [{ name: 'sample', path: sampleWorkspace }],
@@ -34,7 +34,7 @@ function question(over: Partial<AskBody> = {}): AskBody {
     },
     chat: [],
     question: 'How is the delay before a retry computed?',
-    answerTokens: 24,
+    answerTokens: 12,
     sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
     confirmAbovePrefillMs: 0,
     ...over,
@@ -96,6 +96,14 @@ describe('integration: engine process with a real model', function () {
     const expected: Phase[] = ['queue', 'load', 'scan', 'tokenize', 'prefill', 'firstToken'];
     assert.deepEqual(order, [...expected, 'decode', 'done']);
 
+    const progress = events.flatMap(({ event }) =>
+      event.type === 'progress' && event.phase === 'prefill' ? [event] : [],
+    );
+    assert.ok(progress.length >= 3, `${progress.length} reports`);
+    progress.forEach(({ done, total }, index) => {
+      assert.ok(done <= total && done >= (progress[index - 1]?.done ?? 0));
+    });
+
     assert.equal(stats.promptTokens, stats.computedTokens);
     assert.equal(stats.reusedTokens, 0);
     assert.ok(stats.prefillTokensPerSecond > 0 && stats.decodeTokensPerSecond > 0);
@@ -109,54 +117,34 @@ describe('integration: engine process with a real model', function () {
     assert.ok(density > sparseDensity! && density < 1);
     assert.ok(coverageP5! > 0.3 && coverageP5! <= coverageMean! && coverageMean! <= 1);
     assert.equal(layers.length, 30);
-    for (const layer of layers) {
+    layers.forEach((layer, index) => {
       assert.equal(layer.heads.length, 9);
-      assert.ok(layer.heads.every((head) => head !== null && head > 0 && head <= 1));
-    }
-  });
-
-  it('reports progress of the prefill that only grows', async () => {
-    const seen: number[] = [];
-    await engine.ask(question({ params: { ...params, epsilon: 0.1 } }), {
-      onEvent: (event) => {
-        if (event.type !== 'progress' || event.phase !== 'prefill') return;
-        seen.push(event.done);
-        assert.ok(event.done <= event.total && event.perSecond >= 0);
-      },
-    }).result;
-    assert.ok(seen.length >= 3, `${seen.length}`);
-    assert.deepEqual(
-      seen,
-      [...seen].sort((a, b) => a - b),
-    );
+      // The last layer attends only where logits are wanted, which is not in the files.
+      const last = index === 29;
+      assert.ok(layer.heads.every((head) => (last ? head === null : head! > 0 && head! <= 1)));
+    });
   });
 
   it('reuses the workspace for a second question', async () => {
-    const cold = await engine.ask(question({ params: { ...params, epsilon: 0.01 } })).result;
     const plans: PlanEvent[] = [];
-    const warm = await engine.ask(
-      question({
-        params: { ...params, epsilon: 0.01 },
-        question: 'Where are jobs written to disk?',
-      }),
-      { onEvent: (event) => event.type === 'plan' && plans.push(event) },
-    ).result;
-    assert.equal(cold.stats.reusedTokens, 0);
+    const warm = await engine.ask(question({ question: 'Where are jobs written to disk?' }), {
+      onEvent: (event) => event.type === 'plan' && plans.push(event),
+    }).result;
     assert.ok(warm.stats.reusedTokens > 0.8 * warm.stats.promptTokens);
     assert.equal(plans[0]!.reusedTokens, warm.stats.reusedTokens);
     assert.equal(plans[0]!.computedTokens, warm.stats.computedTokens);
-    const share = warm.stats.phases.prefillMs / cold.stats.phases.prefillMs;
+    const share = warm.stats.phases.prefillMs / first.stats.phases.prefillMs;
     assert.ok(share < 0.15, `prefill took ${(100 * share).toFixed(1)} % of the first`);
     assert.ok(warm.stats.phases.loadMs < 200, `${warm.stats.phases.loadMs}`);
   });
 
   it('answers the same when nothing is reused', async () => {
-    const over = { params: { ...params, epsilon: 0.01 }, question: 'Where are jobs written?' };
+    const over = { question: 'Where are jobs written?' };
     const warm = await engine.ask(question(over)).result;
+    assert.ok(warm.stats.reusedTokens > 0);
     const fresh = new Engine({ workerPath, background: false });
     try {
       const cold = await fresh.ask(question(over)).result;
-      assert.ok(warm.stats.reusedTokens > 0);
       assert.equal(cold.stats.reusedTokens, 0);
       assert.equal(warm.answer, cold.answer);
     } finally {
@@ -192,7 +180,7 @@ describe('integration: engine process with a real model', function () {
     const abort = new AbortController();
     const job = engine.ask(question(over), {
       signal: abort.signal,
-      onEvent: once(prefilled(1100), () => abort.abort()),
+      onEvent: once(prefilled(600), () => abort.abort()),
     });
     const idle = new Promise<void>((resolve, reject) => {
       abort.signal.addEventListener('abort', () => assertIdleSoon().then(resolve, reject));
@@ -200,8 +188,8 @@ describe('integration: engine process with a real model', function () {
     await assert.rejects(job.result, { code: 'cancelled' });
     await idle;
     const answer = await engine.ask(question(over)).result;
-    assert.ok(answer.stats.reusedTokens >= 1024, `${answer.stats.reusedTokens}`);
-    assert.ok(answer.stats.reusedTokens < answer.stats.promptTokens - 256);
+    assert.ok(answer.stats.reusedTokens >= 512, `${answer.stats.reusedTokens}`);
+    assert.ok(answer.stats.reusedTokens < answer.stats.promptTokens - 128);
   });
 
   it('stops while it answers', async () => {

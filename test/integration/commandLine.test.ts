@@ -1,0 +1,231 @@
+import assert from 'node:assert/strict';
+import { copyFileSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import {
+  childrenOf,
+  cli,
+  cpuMs,
+  dist,
+  isAlive,
+  startCli,
+  temporaryFolder,
+  testModel,
+  untilGone,
+  writeFiles,
+} from './support/longsight';
+
+const attentionShape = ['coverageMean', 'coverageP5', 'density', 'layers', 'sparseDensity'];
+const statsShape = [
+  'attention',
+  'computedTokens',
+  'decodeTokensPerSecond',
+  'device',
+  'memory',
+  'model',
+  'params',
+  'phases',
+  'prefillTokensPerSecond',
+  'promptTokens',
+  'reusedTokens',
+  'ttftMs',
+];
+const keys = (value: object) => Object.keys(value).sort();
+
+describe('integration: command line with a real model', function () {
+  this.timeout(300_000);
+  const folder = temporaryFolder();
+  const model = testModel();
+  let workspace: string;
+  before(() => {
+    const lines = Array.from({ length: 40 }, (_, i) => `export const value${i} = ${i * i};`);
+    workspace = writeFiles(path.join(folder(), 'project'), {
+      'README.md': '# Squares\nThis project lists squares.\n',
+      'squares.ts': `${lines.join('\n')}\n`,
+      '.env': 'TOKEN=secret\n',
+    });
+  });
+
+  /** Standard output is exactly one JSON object on one line. */
+  const json = (stdout: string) => {
+    assert.match(stdout, /^\{[^\n]*\}\n$/);
+    return JSON.parse(stdout);
+  };
+  const ask = (...more: string[]) => [
+    'ask',
+    ...['--workspace', workspace, '--question', 'What does this project list?'],
+    ...['--model', model, '--context-tokens', '2048', ...more],
+  ];
+
+  it('asks: one JSON object of the documented shape', async () => {
+    const { status, stdout, stderr } = await cli(ask('--json', '--max-tokens', '8'));
+    assert.equal(status, 0, stderr);
+    const result = json(stdout);
+    assert.deepEqual(keys(result), ['answer', 'citations', 'files', 'stats']);
+    assert.match(result.answer, /^read 2 of 3 files\n\n/);
+    assert.deepEqual(result.files, { full: 2, path: 0, out: 1 });
+    assert.ok(Array.isArray(result.citations));
+    for (const citation of result.citations) {
+      assert.deepEqual(keys(citation), ['endLine', 'path', 'startLine', 'status']);
+    }
+    const { stats } = result;
+    assert.deepEqual(keys(stats), statsShape);
+    assert.deepEqual(keys(stats.attention), attentionShape);
+    assert.deepEqual(keys(stats.memory), ['kvBytes', 'scratchBytes', 'weightBytes']);
+    const sum = (Object.values(stats.phases) as number[]).reduce((total, ms) => total + ms, 0);
+    assert.ok(Math.abs(sum - stats.ttftMs) <= 0.02 * stats.ttftMs);
+    assert.equal(stats.params.epsilon, 0.003);
+    assert.match(stderr, /Prefill/);
+  });
+
+  it('streams the answer to standard output, statistics to standard error', async () => {
+    const { status, stdout, stderr } = await cli(ask('--max-tokens', '4', '--policy', 'dense'));
+    assert.equal(status, 0, stderr);
+    assert.match(stdout, /^read 2 of 3 files\n\n./);
+    assert.ok(!stdout.includes('TTFT'));
+    assert.match(
+      stderr,
+      /TTFT .* = queue .*\nPrompt .*\nAnswer .*\nAttention +dense: density 100%/,
+    );
+  });
+
+  it('packs', async () => {
+    const { status, stdout } = await cli(
+      ['pack', '--workspace', workspace, '--model', model, '--json', '--text'],
+      {},
+    );
+    assert.equal(status, 0);
+    const { files, totalTokens, text } = json(stdout);
+    assert.deepEqual(
+      files.map((file: { path: string; tier: string; reason: string }) => [
+        file.path,
+        file.tier,
+        file.reason,
+      ]),
+      [
+        ['README.md', 'full', 'readme'],
+        ['.env', 'out', 'secret name'],
+        ['squares.ts', 'full', 'source'],
+      ],
+    );
+    assert.ok(totalTokens > 500 && text.includes('value39 = 1521') && !text.includes('secret'));
+  });
+
+  it('scores against dense', async () => {
+    const text = path.join(folder(), 'text');
+    copyFileSync('docs/sample-attention.md', text);
+    const flags = '--tokens 700 --tail 200 --dense-below-tokens 128 --segment-rows 256 --json';
+    const base = ['score', '--text', text, '--model', model, ...flags.split(' ')];
+    const peak = await cli([...base, '--against', 'dense', '--window-tokens', '128']);
+    assert.equal(peak.status, 0, peak.stderr);
+    const sparse = json(peak.stdout);
+    assert.deepEqual(keys(sparse), [
+      ...['coverageMean', 'coverageP5', 'density', 'kl', 'nll'],
+      ...['perplexity', 'sparseDensity', 'tokens', 'top1Agreement'],
+    ]);
+    assert.equal(sparse.tokens, 700);
+    assert.ok(sparse.kl > 0 && sparse.kl < 0.2, `${sparse.kl}`);
+    assert.ok(sparse.top1Agreement > 0.8 && sparse.sparseDensity < 1);
+    assert.ok(Math.abs(sparse.perplexity - Math.exp(sparse.nll)) < 1e-6 * sparse.perplexity);
+    const dense = json((await cli([...base, '--policy', 'dense'])).stdout);
+    assert.ok(!('kl' in dense) && dense.density === 1 && dense.sparseDensity === null);
+    assert.ok(Math.abs(dense.nll - sparse.nll) < 0.2, `${dense.nll} ${sparse.nll}`);
+  });
+
+  it('benches', async () => {
+    const { status, stdout, stderr } = await cli(
+      ['bench', '--tokens', '64,200', '--decode', '3', '--model', model, '--json'],
+      {},
+    );
+    assert.equal(status, 0, stderr);
+    const { results } = json(stdout);
+    assert.deepEqual(
+      results.map(({ tokens }: { tokens: number }) => tokens),
+      [64, 200],
+    );
+    for (const row of results) {
+      assert.deepEqual(keys(row), [
+        ...['coverageMean', 'decodeTokensPerSecond', 'density', 'peakBytes'],
+        ...['prefillMs', 'sparseDensity', 'tokens', 'tokensPerSecond'],
+      ]);
+      const speed = (1000 * row.tokens) / row.prefillMs;
+      assert.ok(Math.abs(row.tokensPerSecond - speed) < 0.05 * speed);
+      assert.ok(row.decodeTokensPerSecond > 0 && row.peakBytes > statSync(model).size / 2);
+    }
+    assert.match(stderr, /generated words/);
+  });
+
+  it('examines the machine, the model and the memory', async () => {
+    const { status, stdout } = await cli(['doctor', '--model', model, '--json']);
+    assert.equal(status, 0);
+    const result = json(stdout);
+    assert.equal(result.devices[0].usable, true);
+    assert.ok(result.cpuFeatures.length > 0 && result.kernels.attention !== '');
+    assert.equal(result.model.architecture, 'llama');
+    assert.ok(result.memory.fits && result.memory.kvBytes > 0);
+    assert.deepEqual(result.problems, []);
+  });
+
+  it('reports an addon that does not load, and still examines the machine', async () => {
+    const copy = path.join(folder(), 'broken', 'dist');
+    mkdirSync(copy, { recursive: true });
+    copyFileSync('package.json', path.join(copy, '..', 'package.json'));
+    for (const name of readdirSync(dist).filter((entry) => entry.endsWith('.js'))) {
+      copyFileSync(path.join(dist, name), path.join(copy, name));
+    }
+    writeFileSync(path.join(copy, 'longsight.node'), 'not a library');
+    const failed = await cli(ask('--json'), {}, copy);
+    assert.equal(failed.status, 1);
+    const { error } = json(failed.stdout);
+    assert.equal(error.code, 'addonFailedToLoad');
+    assert.ok(error.message.includes(path.join(copy, 'longsight.node')), error.message);
+    assert.ok(error.action.length > 0);
+    const doctor = await cli(['doctor', '--json', '--model', model], {}, copy);
+    assert.equal(doctor.status, 1);
+    const report = json(doctor.stdout);
+    assert.equal(report.devices[0].usable, false);
+    assert.equal(report.problems[0].code, 'addonFailedToLoad');
+  });
+
+  it('ends with 2 for wrong usage and prints nothing but the error', async () => {
+    const wrong = await cli(['ask', '--workspace', workspace, '--json', '--epsilon', '2']);
+    assert.equal(wrong.status, 2);
+    assert.match(json(wrong.stdout).error.message, /question|epsilon = 2/);
+    const unknown = await cli(ask('--frobnicate'));
+    assert.equal(unknown.status, 2);
+    assert.equal(unknown.stdout, '');
+    assert.match(unknown.stderr, /--frobnicate/);
+    assert.equal((await cli(['--version'])).stdout.trim().split('.').length, 3);
+  });
+
+  it('stops at Ctrl-C: status 130, no process left', async () => {
+    const running = startCli(ask('--json', '--max-tokens', '1000'), { detached: true });
+    await running.said(/Prefill/);
+    const [engine] = childrenOf(running.process.pid!);
+    // A terminal signals the whole group.
+    process.kill(-running.process.pid!, 'SIGINT');
+    const { status, stdout } = await running.finished;
+    assert.equal(status, 130);
+    assert.equal(json(stdout).error.code, 'cancelled');
+    assert.ok(await untilGone(engine!, 2_000));
+  });
+
+  it('leaves no process when it is killed in the middle of a prefill', async () => {
+    const running = startCli(ask('--threads', '2'));
+    await running.said(/Prefill/);
+    await wait(200);
+    const [engine] = childrenOf(running.process.pid!);
+    assert.ok(isAlive(engine!) && cpuMs(engine!) > 0);
+    process.kill(running.process.pid!, 'SIGKILL');
+    assert.ok(await untilGone(engine!, 2_000), 'the engine process lives on');
+    await running.finished;
+  });
+
+  it('ends when the reader of its output goes', async () => {
+    const running = startCli(ask('--max-tokens', '1000'));
+    running.process.stdout!.once('data', () => running.process.stdout!.destroy());
+    const { status, stderr } = await running.finished;
+    assert.notEqual(status, 0);
+    assert.ok(!/EPIPE|at .*\.js/.test(stderr), stderr);
+  });
+});
