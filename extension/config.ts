@@ -23,18 +23,20 @@ export interface Settings {
 /** Reads a setting below `longsight.`, e.g. `sparsity.epsilon`. */
 export type ReadSetting = (key: string) => unknown;
 
-export interface IntegerRange {
+export interface NumberRange {
   min: number;
   max: number;
   default: number;
+  /** Not only whole numbers. */
+  fractions?: true;
 }
 
-export const integerSettings = {
+export const numberSettings = {
   threads: { min: 0, max: 1024, default: 0 },
   contextTokens: { min: 0, max: 16_777_216, default: 0 },
   answerTokens: { min: 1, max: 65_536, default: 512 },
-  confirmAboveSeconds: { min: 0, max: 86_400, default: 30 },
-} as const satisfies Record<string, IntegerRange>;
+  confirmAboveSeconds: { min: 0, max: 86_400, default: 30, fractions: true },
+} as const satisfies Record<string, NumberRange>;
 
 const correctIt = 'Correct it in the settings; the change applies to the next question.';
 
@@ -51,10 +53,10 @@ export function readSettings(read: ReadSetting): Settings {
   const settings: Settings = {
     modelPath: readPath(read, 'model'),
     modelsFolder: readPath(read, 'modelsFolder'),
-    threads: readInteger(read, 'threads'),
-    contextTokens: readInteger(read, 'contextTokens'),
-    answerTokens: readInteger(read, 'answerTokens'),
-    confirmAboveSeconds: readInteger(read, 'confirmAboveSeconds'),
+    threads: readNumber(read, 'threads'),
+    contextTokens: readNumber(read, 'contextTokens'),
+    answerTokens: readNumber(read, 'answerTokens'),
+    confirmAboveSeconds: readNumber(read, 'confirmAboveSeconds'),
     params: params as unknown as SampleAttentionParams,
   };
   requireValidParams(settings.params);
@@ -73,17 +75,17 @@ export function readModelSettings(read: ReadSetting): Pick<Settings, 'modelPath'
   return { modelPath: usable('model'), modelsFolder: usable('modelsFolder') };
 }
 
-function readInteger(read: ReadSetting, key: keyof typeof integerSettings): number {
-  const range = integerSettings[key];
+function readNumber(read: ReadSetting, key: keyof typeof numberSettings): number {
+  const range: NumberRange = numberSettings[key];
   const value = read(key) ?? range.default;
   if (
     typeof value !== 'number' ||
-    !Number.isInteger(value) ||
+    !(range.fractions ? Number.isFinite(value) : Number.isInteger(value)) ||
     value < range.min ||
     value > range.max
   ) {
     throw invalidParams(
-      `Setting longsight.${key} = ${JSON.stringify(value)} is not an integer from ${range.min} to ${range.max}.`,
+      `Setting longsight.${key} = ${JSON.stringify(value)} is not ${range.fractions ? 'a number' : 'an integer'} from ${range.min} to ${range.max}.`,
       correctIt,
     );
   }

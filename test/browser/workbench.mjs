@@ -1,19 +1,81 @@
-// A workbench page as a person uses it: palette, side bar, webviews.
+// The installed package in a workbench, used as a person does: palette, side bar, webviews.
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { openBrowser, startCodeServer } from '../../scripts/code-server.mjs';
+
+const root = path.resolve(import.meta.dirname, '../..');
+const shots = path.join(root, 'test-results');
+
+export const themes = {
+  dark: { setting: 'Dark Modern', body: 'vscode-dark' },
+  light: { setting: 'Light Modern', body: 'vscode-light' },
+  'high-contrast': { setting: 'Default High Contrast', body: 'vscode-high-contrast' },
+};
 
 export class Workbench {
-  /** @param {import('playwright-core').Page} page */
-  constructor(page) {
-    this.page = page;
-    this.status = page.locator('.statusbar-item[id="longsight.longsight.longsight.status"]');
+  /** Requests to other hosts than the server. */
+  foreign = [];
+
+  /**
+   * @param {object} options
+   * @param {Record<string, unknown>} [options.settings] user settings
+   * @param {string[]} options.files those of the sample workspace that are kept
+   * @param {string} [options.worker] plays the engine process instead of the packaged one
+   */
+  static async start({ settings = {}, files, worker }) {
+    const { LONGSIGHT_VSIX: vsix, LONGSIGHT_TEST_MODEL: model } = process.env;
+    assert.ok(vsix, 'LONGSIGHT_VSIX names the package');
+    assert.ok(model, 'LONGSIGHT_TEST_MODEL names the model');
+    const workbench = new Workbench();
+    workbench.workspace = fs.mkdtempSync(path.join(os.tmpdir(), 'longsight sämple '));
+    for (const file of files) {
+      const source = path.join(root, 'test/fixtures/sample-workspace', file);
+      fs.cpSync(source, path.join(workbench.workspace, file));
+    }
+    try {
+      workbench.server = await startCodeServer({
+        vsix: [vsix],
+        settings: { 'workbench.colorTheme': themes.dark.setting, ...settings },
+      });
+      workbench.writeSettings('Machine', { 'longsight.model': model });
+      if (worker !== undefined) workbench.replaceWorker(worker);
+      workbench.browser = await openBrowser();
+      const context = await workbench.browser.newContext({
+        viewport: { width: 1280, height: 900 },
+      });
+      await context.grantPermissions(['clipboard-read', 'clipboard-write'], {
+        origin: workbench.server.url,
+      });
+      workbench.page = await context.newPage();
+      workbench.page.setDefaultTimeout(30_000);
+      workbench.watchRequests();
+      await workbench.open();
+    } catch (error) {
+      await workbench.stop();
+      throw error;
+    }
+    return workbench;
   }
 
-  async open(url, folder) {
-    await this.page.goto(
-      folder === undefined ? `${url}?ew=true` : `${url}?folder=${encodeURIComponent(folder)}`,
-    );
-    await this.page.waitForSelector('.monaco-workbench', { timeout: 60_000 });
-    // Contributions are there when the activity bar shows the extension's container.
-    await this.page.locator('.activitybar a.action-label[aria-label^="Longsight"]').waitFor();
+  async stop() {
+    await this.browser?.close();
+    await this.server?.stop();
+    fs.rmSync(this.workspace, { recursive: true, force: true });
+  }
+
+  async screenshot(name) {
+    fs.mkdirSync(shots, { recursive: true });
+    await this.page.screenshot({ path: path.join(shots, `${name}.png`) });
+  }
+
+  get status() {
+    return this.page.locator('.statusbar-item[id="longsight.longsight.longsight.status"]');
+  }
+
+  container(name) {
+    return this.page.locator(`.activitybar a.action-label[aria-label^="${name}"]`).first();
   }
 
   /** Runs a command by its title in the palette. */
@@ -25,41 +87,19 @@ export class Workbench {
       await input.waitFor({ state: 'visible', timeout: 1500 }).catch(() => {});
     }
     await input.fill(`>${title}`);
-    await this.page
-      .locator('.quick-input-list .monaco-list-row', { hasText: title })
-      .first()
-      .waitFor();
+    const row = this.page.locator('.quick-input-list .monaco-list-row', { hasText: title });
+    await row.first().waitFor();
     await this.page.keyboard.press('Enter');
   }
 
-  /** Types into the input box that a command opened. */
-  async answerInput(text) {
-    const input = this.page.locator('.quick-input-widget input[type="text"]');
-    await this.page
-      .locator('.quick-input-widget .quick-input-message')
-      .filter({ hasText: 'whole workspace' })
-      .waitFor();
-    await input.fill(text);
+  /** Asks by the palette: the command, then the question in its input box. */
+  async ask(question) {
+    await this.palette('Longsight: Ask Workspace');
+    const box = this.page.locator('.quick-input-widget');
+    await box.locator('.quick-input-message', { hasText: 'whole workspace' }).waitFor();
+    await box.locator('input[type="text"]').fill(question);
     await this.page.keyboard.press('Enter');
-    await this.page.locator('.quick-input-widget').waitFor({ state: 'hidden' });
-  }
-
-  /** The document of the webview that contains `selector`, whatever the order of creation was. */
-  async webview(selector, timeoutMs = 30_000) {
-    const deadline = Date.now() + timeoutMs;
-    while (Date.now() < deadline) {
-      for (const frame of this.page.frames()) {
-        if (
-          await frame
-            .locator(selector)
-            .count()
-            .catch(() => 0)
-        )
-          return frame;
-      }
-      await this.page.waitForTimeout(100);
-    }
-    throw new Error(`No webview shows ${selector} after ${timeoutMs} ms.`);
+    await box.waitFor({ state: 'hidden' });
   }
 
   chat() {
@@ -68,5 +108,58 @@ export class Workbench {
 
   stats() {
     return this.webview('section[aria-label="Time to first token"]');
+  }
+
+  /** Changes a user setting while the workbench runs. */
+  setSetting(key, value) {
+    this.writeSettings('User', { [key]: value });
+  }
+
+  async open() {
+    await this.page.goto(`${this.server.url}?folder=${encodeURIComponent(this.workspace)}`);
+    await this.page.waitForSelector('.monaco-workbench', { timeout: 60_000 });
+    // Contributions are known when the activity bar shows the extension's container.
+    await this.container('Longsight').waitFor();
+  }
+
+  /** The document that contains `selector`, whatever the order in which webviews were made. */
+  async webview(selector, timeoutMs = 30_000) {
+    const deadline = performance.now() + timeoutMs;
+    while (performance.now() < deadline) {
+      for (const frame of this.page.frames()) {
+        const count = await frame
+          .locator(selector)
+          .count()
+          .catch(() => 0);
+        if (count > 0) return frame;
+      }
+      await this.page.waitForTimeout(100);
+    }
+    throw new Error(`No webview shows ${selector} after ${timeoutMs} ms.`);
+  }
+
+  /** `Machine` holds what is not taken from a user's own settings, such as paths. */
+  writeSettings(layer, values) {
+    const file = path.join(this.server.root, 'data', layer, 'settings.json');
+    fs.mkdirSync(path.dirname(file), { recursive: true });
+    const before = fs.existsSync(file) ? JSON.parse(fs.readFileSync(file, 'utf8')) : {};
+    fs.writeFileSync(file, JSON.stringify({ ...before, ...values }));
+  }
+
+  replaceWorker(worker) {
+    const extensions = path.join(this.server.root, 'ext');
+    const installed = fs.readdirSync(extensions).find((name) => name.startsWith('longsight.'));
+    assert.ok(installed, 'the package is installed');
+    fs.copyFileSync(worker, path.join(extensions, installed, 'dist', 'worker.js'));
+  }
+
+  watchRequests() {
+    this.page.on('request', (request) => {
+      const { protocol, host } = new URL(request.url());
+      // The resources of webviews have an address that never leaves the browser.
+      const local =
+        host === this.server.authority || host.endsWith('.vscode-resource.vscode-cdn.net');
+      if (/^(http|ws)/.test(protocol) && !local) this.foreign.push(request.url());
+    });
   }
 }

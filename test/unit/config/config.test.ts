@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import os from 'node:os';
 import path from 'node:path';
-import { integerSettings, readModelSettings, readSettings } from '../../../extension/config';
+import { numberSettings, readModelSettings, readSettings } from '../../../extension/config';
 import { EngineError } from '../../../extension/engine/errors';
 import { defaultParams } from '../../../extension/engine/params';
 
@@ -72,7 +72,7 @@ describe('config', () => {
   });
 
   it('agrees with its ranges', () => {
-    for (const [key, range] of Object.entries(integerSettings)) {
+    for (const [key, range] of Object.entries(numberSettings)) {
       for (const value of [range.min, range.max]) readSettings(read({ [key]: value }));
       refusal({ [key]: range.min - 1 });
       refusal({ [key]: range.max + 1 });

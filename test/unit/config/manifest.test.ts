@@ -1,7 +1,7 @@
 /** package.json says what the code does. Tests run with the repository root as working directory. */
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
-import { integerSettings } from '../../../extension/config';
+import { numberSettings } from '../../../extension/config';
 import { paramFields } from '../../../extension/engine/params';
 
 interface Property {
@@ -64,8 +64,9 @@ describe('package.json', () => {
   });
 
   it('gives the other numbers the ranges that the code checks', () => {
-    for (const [key, range] of Object.entries(integerSettings)) {
+    for (const [key, range] of Object.entries(numberSettings)) {
       const property = properties[`longsight.${key}`];
+      assert.equal(property?.type, 'fractions' in range ? 'number' : 'integer', key);
       assert.equal(property?.minimum, range.min, key);
       assert.equal(property?.maximum, range.max, key);
       assert.equal(property?.default, range.default, key);

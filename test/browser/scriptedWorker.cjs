@@ -1,0 +1,168 @@
+// Plays an engine process, so that the views can be tested in every state at once: what is asked
+// decides what happens. Sends the events of extension/engine/protocol.ts.
+//   "... slowly ..."   a prefill that does not end
+//   "... long ..."     a prefill that must be confirmed, unless files were left out
+//   "... fail ..."     an error
+//   anything else      an answer with citations of every status
+const fs = require('node:fs');
+const path = require('node:path');
+
+const stepMs = 40;
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const cancelled = new Set();
+let proceed = () => {};
+
+process.on('disconnect', () => process.exit(0));
+process.on('message', (request) => {
+  if (request.type === 'cancel') cancelled.add(request.requestId);
+  if (request.type === 'cancel' || request.type === 'proceed') proceed();
+  else void answer(request);
+});
+
+async function answer(request) {
+  const { sessionId, requestId, question, workspace } = request;
+  const send = (event) => process.send({ sessionId, requestId, ...event });
+  const stopped = () => cancelled.has(requestId);
+  const end = (code, message, action) => send({ type: 'error', error: { code, message, action } });
+  const phase = async (name, total, unit, steps) => {
+    send({ type: 'phase', phase: name });
+    for (let step = 1; step <= steps && !stopped(); step++) {
+      await wait(stepMs);
+      const etaMs = (steps - step) * stepMs;
+      send({
+        type: 'progress',
+        phase: name,
+        done: (total * step) / steps,
+        total,
+        unit,
+        perSecond: 612,
+        etaMs,
+      });
+    }
+    return stopped();
+  };
+
+  if (await phase('load', 98e6, 'bytes', 3)) return end('cancelled', '', '');
+  if (await phase('scan', 18, 'files', 1)) return end('cancelled', '', '');
+  if (await phase('tokenize', 18, 'files', 2)) return end('cancelled', '', '');
+  const files = { full: 14, path: 3, out: 1 };
+  send({ type: 'plan', ...tokens, predictedPrefillMs: 842_000, files });
+  if (/fail/.test(question)) {
+    return end(
+      'notEnoughMemory',
+      'The model needs 14.2 GiB and 9.1 GiB are free.',
+      'Choose a smaller model, or set longsight.contextTokens to 8192.',
+    );
+  }
+  if (/long/.test(question) && workspace.budgetTokens === 0) {
+    const suggestedBudgetTokens = 4096;
+    send({
+      type: 'confirm',
+      predictedPrefillMs: 842_000,
+      computedTokens: 118_000,
+      suggestedBudgetTokens,
+    });
+    await new Promise((resolve) => (proceed = resolve));
+    if (stopped()) return end('cancelled', '', '');
+  }
+  const steps = /slowly/.test(question) ? 1500 : 12;
+  if (await phase('prefill', tokens.computedTokens, 'tokens', steps))
+    return end('cancelled', '', '');
+  send({ type: 'phase', phase: 'firstToken' });
+  const folder = workspace.folders[0].path;
+  const text = answerText(folder);
+  for (const [index, piece] of text.match(/\s*\S+/g).entries()) {
+    await wait(stepMs / 2);
+    if (stopped()) return end('cancelled', '', '');
+    send({ type: 'token', text: piece });
+    if (index === 0) send({ type: 'phase', phase: 'decode' });
+  }
+  send({ type: 'phase', phase: 'done' });
+  send({
+    type: 'result',
+    result: {
+      answer: text,
+      ...citationsOf(text, folder),
+      files,
+      stopReason: 'end',
+      stats: stats(request),
+    },
+  });
+}
+
+const tokens = { promptTokens: 6312, reusedTokens: 4096, computedTokens: 2216 };
+
+function lineOf(folder, file, number) {
+  return fs.readFileSync(path.join(folder, file), 'utf8').split('\n')[number - 1].trim();
+}
+
+function answerText(folder) {
+  return [
+    'read 14 of 18 files\n',
+    `A failed job waits longer each time [src/backoff.js "${lineOf(folder, 'src/backoff.js', 4)}"]:\n`,
+    '- the delay **doubles** up to five minutes',
+    '- after `maxAttempts` it is buried [src/__init__.py "buried = True"]\n',
+    '```js',
+    'await queue.fail(job.id, error); // the queue decides when it is offered again, and how often',
+    '```\n',
+    '| attempt | delay |',
+    '|---|--:|',
+    '| 1 | 1 s |',
+    '| 2 | 2 s |\n',
+    'Heads are kept in a heap [src/heap.js "return"]. <img src="https://example.org/x.png"> ' +
+      '![x](https://example.org/y.png) [run](javascript:alert(1)) [site](https://example.org/)',
+  ].join('\n');
+}
+
+function citationsOf(text, folder) {
+  const of = (file, quote, status, line = 0) => ({
+    path: file,
+    quote,
+    startLine: line,
+    endLine: line,
+    status,
+    absolutePath: status === 'invented' ? '' : path.join(folder, file),
+  });
+  return {
+    citations: [
+      of('src/backoff.js', lineOf(folder, 'src/backoff.js', 4), 'verified', 4),
+      of('src/__init__.py', 'buried = True', 'invented'),
+      of('src/heap.js', 'return', 'ambiguous'),
+    ],
+    citationSpans: [...text.matchAll(/\[src\/\S+ "[^"\n]*"\]/g)].map(({ index, 0: all }) => ({
+      start: index,
+      end: index + all.length,
+    })),
+  };
+}
+
+function stats({ params }) {
+  // Like a small model's: early layers look far, some heads hardly.
+  const heads = (layer) =>
+    Array.from({ length: 9 }, (_, head) =>
+      layer === 0 && head === 4
+        ? null
+        : 0.04 + 0.5 * Math.abs(Math.sin(layer * 1.7 + head * 2.3)) ** 3,
+    );
+  const mean = (values) => values.reduce((sum, value) => sum + (value ?? 0), 0) / values.length;
+  const layers = Array.from({ length: 30 }, (_, layer) => heads(layer)).map((all) => ({
+    density: mean(all),
+    heads: all,
+  }));
+  return {
+    model: 'SmolLM2 135M Instruct',
+    device: 'cpu',
+    params,
+    ...tokens,
+    prefillTokensPerSecond: 612,
+    decodeTokensPerSecond: 38.2,
+    attention: {
+      density: 0.41,
+      sparseDensity: 0.163,
+      coverageMean: 0.981,
+      coverageP5: 0.934,
+      layers,
+    },
+    memory: { weightBytes: 96_500_000, kvBytes: 188_700_000, scratchBytes: 35_600_000 },
+  };
+}

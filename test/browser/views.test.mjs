@@ -1,0 +1,221 @@
+// The views of the installed package in every state, with a scripted engine: citations, keyboard,
+// confirmation, errors, themes. Screenshots go to test-results/ to be looked at.
+import assert from 'node:assert/strict';
+import path from 'node:path';
+import { lowestContrast } from './contrast.mjs';
+import { themes, Workbench } from './workbench.mjs';
+
+describe('the views in a workbench', function () {
+  this.timeout(60_000);
+  let workbench;
+  let page;
+
+  before(async () => {
+    workbench = await Workbench.start({
+      files: ['README.md', 'package.json', 'src/backoff.js', 'src/heap.js'],
+      worker: path.join(import.meta.dirname, 'scriptedWorker.cjs'),
+    });
+    page = workbench.page;
+  });
+
+  afterEach(async function () {
+    if (this.currentTest?.state === 'failed') await workbench.screenshot('views-failed');
+  });
+
+  after(() => workbench?.stop());
+
+  const newChat = async () => {
+    await workbench.palette('Longsight: New Chat');
+    const chat = await workbench.chat();
+    await chat.locator('.empty h2').waitFor();
+    return chat;
+  };
+
+  it('invites before the first question', async () => {
+    await workbench.container('Longsight').click();
+    const chat = await workbench.chat();
+    await chat.locator('.empty h2', { hasText: 'Ask the whole workspace' }).waitFor();
+    await chat.locator('.model', { hasText: 'SmolLM2' }).waitFor();
+    await workbench.palette('Longsight: Show Stats');
+    await (await workbench.webview('h1')).locator('text=Nothing has been measured yet').waitFor();
+    await workbench.screenshot('views-empty-dark');
+  });
+
+  it('renders an answer as text: no HTML, no image, no script', async () => {
+    await workbench.ask('What happens to a failed job?');
+    const chat = await workbench.chat();
+    await chat.locator('.entry[data-state="done"]').waitFor();
+    const answer = chat.locator('.answer');
+    assert.equal(await answer.locator('img').count(), 0);
+    assert.match(await answer.innerText(), /<img src="https:\/\/example\.org\/x\.png">/);
+    const links = await answer
+      .locator('a')
+      .evaluateAll((all) => all.map((link) => link.getAttribute('href')));
+    assert.deepEqual(links, ['https://example.org/y.png', 'https://example.org/']);
+    assert.equal(await answer.locator('strong').innerText(), 'doubles');
+    assert.equal(
+      await chat.locator('.files').innerText(),
+      'Read 14 of 18 files · 3 by path only · 1 left out',
+    );
+  });
+
+  it('tells verified citations from others, and opens the cited line', async () => {
+    const chat = await workbench.chat();
+    const answer = chat.locator('.answer');
+    assert.deepEqual(await answer.locator('button.citation').allInnerTexts(), ['src/backoff.js:4']);
+    const invented = answer.locator('.citation.invented');
+    assert.match(await invented.innerText(), /✗\s*src\/__init__\.py/);
+    assert.match((await invented.getAttribute('title')) ?? '', /no file that was read/);
+    assert.match(
+      (await answer.locator('.citation.ambiguous').getAttribute('title')) ?? '',
+      /more than one place/,
+    );
+    await answer.locator('button.citation').click();
+    await page.locator('.tab.active', { hasText: 'backoff.js' }).waitFor();
+    await page.locator('#status\\.editor\\.selection', { hasText: /Ln 4, .*selected/ }).waitFor();
+    await workbench.screenshot('views-citation-dark');
+  });
+
+  it('shows the statistics, every cell within reach of the keyboard', async () => {
+    await workbench.status.locator('a').click();
+    const stats = await workbench.stats();
+    const rows = stats.locator('section[aria-label="Time to first token"] tbody th');
+    assert.deepEqual(await rows.allInnerTexts(), [
+      'Queue',
+      'Load',
+      'Scan',
+      'Tokenize',
+      'Prefill',
+      'First token',
+      'TTFT',
+    ]);
+    await stats.locator('.heat td[tabindex="0"]').focus();
+    await page.keyboard.press('ArrowDown');
+    await page.keyboard.press('ArrowRight');
+    assert.match(await stats.locator('.readout').innerText(), /^Layer 2, head 1: [\d.]+%$/);
+    await page.keyboard.press('End');
+    assert.match(await stats.locator('.readout').innerText(), /^Layer 30, head 1: /);
+    assert.equal(await stats.locator('.heat td[tabindex="0"]').count(), 1);
+    await stats.locator('h1').click();
+  });
+
+  it('is readable in dark, light and high contrast', async () => {
+    for (const [name, { setting, body }] of Object.entries(themes)) {
+      workbench.setSetting('workbench.colorTheme', setting);
+      for (const view of [await workbench.chat(), await workbench.stats()]) {
+        await view.locator(`body.${body}`).waitFor();
+        const { ratio, text } = await lowestContrast(view);
+        assert.ok(ratio >= 4.5, `${name}: ${ratio.toFixed(2)} for "${text}"`);
+      }
+      await workbench.screenshot(`views-${name}`);
+    }
+    workbench.setSetting('workbench.colorTheme', themes.dark.setting);
+  });
+
+  it('is used by keyboard alone: Enter asks, Shift+Enter breaks the line, Escape stops', async () => {
+    const chat = await newChat();
+    const input = chat.locator('.question-input');
+    // A new chat begins with the cursor in the question box.
+    await page.keyboard.type('First line');
+    await page.keyboard.press('Shift+Enter');
+    await page.keyboard.type('second line, slowly');
+    assert.equal(await input.inputValue(), 'First line\nsecond line, slowly');
+    await page.keyboard.press('Enter');
+    assert.equal(await input.inputValue(), '');
+    await chat.locator('.progress-label', { hasText: /Prefill \d+% · \d+ s/ }).waitFor();
+    await workbench.status.filter({ hasText: /Prefill \d+% · \d+ s/ }).waitFor();
+    await workbench.screenshot('views-running-dark');
+    await page.keyboard.press('Escape');
+    await chat.locator('.entry[data-state="stopped"]').waitFor();
+    await workbench.status.filter({ hasText: 'Stopped' }).waitFor();
+  });
+
+  it('asks before a long prefill, with the cursor on Start', async () => {
+    const chat = await newChat();
+    await page.keyboard.type('A long one');
+    await page.keyboard.press('Enter');
+    const card = chat.locator('.entry[data-state="confirming"] .card');
+    await card.locator('p', { hasText: 'Reading 118,000 tokens takes about 14 min.' }).waitFor();
+    await chat.locator('button:focus', { hasText: 'Start' }).waitFor();
+    await workbench.status.filter({ hasText: 'About 14 min: start?' }).waitFor();
+    await workbench.screenshot('views-confirm-dark');
+    await page.keyboard.press('Tab');
+    await page.keyboard.press('Enter');
+    await chat.locator('.entry[data-state="done"]').waitFor();
+    assert.equal(await chat.locator('.entry').count(), 1);
+  });
+
+  it('shows an error with its ways out', async () => {
+    const chat = await newChat();
+    await page.keyboard.type('Please fail');
+    await page.keyboard.press('Enter');
+    const card = chat.locator('.card.error');
+    await card.locator('.error-message', { hasText: '14.2 GiB' }).waitFor();
+    assert.deepEqual(await card.locator('button').allInnerTexts(), [
+      'Select Model…',
+      'Open Settings',
+      'Show Log',
+    ]);
+    await workbench.status.filter({ hasText: 'Longsight failed' }).waitFor();
+    await workbench.screenshot('views-error-dark');
+    await card.locator('button', { hasText: 'Open Settings' }).click();
+    await page
+      .locator('.settings-editor .setting-item-label', { hasText: 'Answer Tokens' })
+      .waitFor();
+    await workbench.screenshot('views-settings-dark');
+    await card.locator('button', { hasText: 'Select Model…' }).click();
+    await page.locator('.quick-input-list .monaco-list-row', { hasText: 'Browse…' }).waitFor();
+    await workbench.screenshot('views-models-dark');
+    await page.keyboard.press('Escape');
+  });
+
+  it('copies an answer', async () => {
+    const chat = await newChat();
+    await page.keyboard.type('What happens to a failed job?');
+    await page.keyboard.press('Enter');
+    await chat.locator('.entry[data-state="done"]').waitFor();
+    await chat.locator('.entry button', { hasText: 'Copy Answer' }).click();
+    await page.locator('.statusbar-item', { hasText: 'Copied' }).waitFor();
+    const copied = await page.evaluate(() => navigator.clipboard.readText());
+    assert.match(
+      copied,
+      /^read 14 of 18 files\n\nA failed job waits longer each time \[src\/backoff\.js/,
+    );
+  });
+
+  it('follows the answer only for a reader who is at its end', async () => {
+    const chat = await workbench.chat();
+    const place = () =>
+      chat.locator('.scroller').evaluate((scroller) => ({
+        top: scroller.scrollTop,
+        below: scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop,
+      }));
+    await page.setViewportSize({ width: 1280, height: 480 });
+    await chat.locator('.question-input').fill('And then?');
+    await page.keyboard.press('Enter');
+    await chat.locator('.entry').nth(1).locator('.answer strong').waitFor();
+    assert.ok((await place()).below < 2, 'at the end while the answer grows');
+    await chat.locator('.scroller').evaluate((scroller) => (scroller.scrollTop = 0));
+    await chat.locator('.entry[data-state="done"]').nth(1).waitFor();
+    assert.equal((await place()).top, 0, 'left alone');
+    await page.setViewportSize({ width: 1280, height: 900 });
+  });
+
+  it('shows transcript and draft again after the view was hidden, and goes on meanwhile', async () => {
+    const chat = await workbench.chat();
+    await chat.locator('.question-input').fill('And in the end?');
+    await page.keyboard.press('Enter');
+    await chat.locator('.question-input').fill('A draft');
+    await workbench.container('Explorer').click();
+    await page.locator('.explorer-folders-view').waitFor();
+    await workbench.status.filter({ hasText: 'TTFT' }).waitFor();
+    await workbench.container('Longsight').click();
+    const again = await workbench.chat();
+    await again.locator('.entry[data-state="done"]').nth(2).waitFor();
+    assert.equal(await again.locator('.question-input').inputValue(), 'A draft');
+  });
+
+  it('reached no other host', () => {
+    assert.deepEqual(workbench.foreign, []);
+  });
+});
