@@ -154,18 +154,22 @@ function quotedPathIn(
   return path === null ? null : { path, quote: second.quote, length: second.length };
 }
 
+// A backtick right behind the path closes it: the words begin after a blank or a colon.
+const barePath =
+  /^([^\s"“„«'‘`()[\]]{1,300})[`*_]{0,3}(?:[:,]?[ \t]{0,3}(["“„«])|(?:[:,][ \t]{0,3}|[ \t]{1,3})(`))/;
+/** Text between marks that are far apart is no quotation. */
+const longestBareQuote = 200;
+
 /** `src/a.ts "words"` in running text: only for a path of the workspace. */
 function bare(answer: string, start: number, isKnown: IsKnown): QuotedPath | null {
-  const match = /^([^\s"“„«'‘`()[\]]{1,300})[`*_]{0,3}[:,]?[ \t]{0,3}(["“„«`])/.exec(
-    answer.slice(start, start + longestPath + 10),
-  );
+  const match = barePath.exec(answer.slice(start, start + longestPath + 10));
   if (match === null) return null;
   const path = cleanPath(match[1] ?? '');
   if (path === '' || !isKnown(path)) return null;
   const from = start + match[0].length;
-  const window = answer.slice(from, from + longestCitation);
-  const end = indexOfAny(window, marks[match[2] ?? ''] ?? '', 0);
-  if (end <= 0 || /\n\s*\n/.test(window.slice(0, end))) return null;
+  const window = answer.slice(from, from + longestBareQuote);
+  const end = indexOfAny(window, marks[match[2] ?? match[3] ?? ''] ?? '', 0);
+  if (end <= 0 || window.slice(0, end).includes('\n')) return null;
   return { path, quote: window.slice(0, end).trim(), start, end: from + end + 1 };
 }
 

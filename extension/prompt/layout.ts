@@ -92,7 +92,10 @@ export function questionText(question: string): string {
   );
 }
 
-/** Stands before the answer when something was left out; '' when everything was read. */
+/**
+ * Stands before the answer when something was left out; '' when everything was read. All files
+ * count that git does not ignore, also secrets and what is no text.
+ */
 export function readLine(counts: FileCounts): string {
   const total = counts.full + counts.path + counts.out;
   return counts.full === total ? '' : `read ${counts.full} of ${total} files\n\n`;

@@ -246,6 +246,12 @@ const cases: Case[] = [
   ['a file of which only the path was shown', '[logo.png "PNG"]', 'logo.png|PNG|invented 0-0'],
   ['the example of the rules', '[path "words"]'],
   ['no citation', 'It takes the next job.'],
+  ['a mention', 'The class in `src/heap.ts` has a `push`, and src/queue.ts has none.'],
+  [
+    'no brackets, backticks, no colon',
+    '`src/queue.ts` `async take()`',
+    'src/queue.ts|async take()|verified 6-6',
+  ],
   ['code', 'Use `items["a"]`, x[i] = "b" or ["a", "b"] (see "more") and f(a, "b").'],
   ['a link to the web', '[docs](https://example.org/a.ts "title")'],
   ['a bracket that is never closed', 'See [src/queue.ts "async take()'],
