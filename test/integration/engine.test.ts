@@ -157,7 +157,8 @@ describe('integration: engine process with a real model', function () {
     assert.equal(answer.stats.attention.density, 1);
     assert.equal(answer.stats.attention.sparseDensity, null);
     assert.equal(answer.stats.attention.coverageMean, null);
-    assert.equal(answer.stats.reusedTokens, 0);
+    // Rows that the other policy computed densely as well are the same.
+    assert.ok(answer.stats.reusedTokens <= params.denseBelowTokens);
   });
 
   it('lets a second question wait while the first runs', async () => {
