@@ -52,13 +52,13 @@ export async function runBench(
       decodeTokensPerSecond: request.decodeTokens > 0 ? outcome.decodeTokensPerSecond : null,
       peakBytes: peak.bytes(),
     });
-    throwIfNothingComputed(outcome.computedTokens, count);
+    requireCold(outcome.computedTokens, count);
   }
   return { results };
 }
 
 /** A row that reused anything would be no measurement. */
-function throwIfNothingComputed(computedTokens: number, count: number): void {
+function requireCold(computedTokens: number, count: number): void {
   if (computedTokens === count) return;
   throw new Error(`bench computed ${computedTokens} of ${count} tokens after a reset`);
 }

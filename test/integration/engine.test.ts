@@ -172,8 +172,8 @@ describe('integration: engine process with a real model', function () {
     });
     const answers = await Promise.all([one.result, two.result]);
     assert.deepEqual(places, [1, 0]);
-    assert.ok(answers[1]!.stats.phases.queueMs > answers[0]!.stats.phases.prefillMs);
-    assert.notEqual(answers[0]!.answer, answers[1]!.answer);
+    assert.ok(answers[1].stats.phases.queueMs > answers[0].stats.phases.prefillMs);
+    assert.notEqual(answers[0].answer, answers[1].answer);
   });
 
   it('stops in the prefill within 250 ms and keeps the segments that are done', async () => {

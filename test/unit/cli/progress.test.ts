@@ -34,7 +34,7 @@ describe('cli/progress', () => {
     progress.show(phase('prefill'));
     now = 200;
     progress.show(prefill(43));
-    assert.match(written, /\r\x1b\[2KPrefill 43% · 2.0 s · 50 tok\/s$/);
+    assert.match(written, /\r\x1b\[2KPrefill 43% · 2 s · 50 tok\/s$/);
     assert.ok(!written.includes('\n'));
     progress.show(phase('decode'));
     assert.ok(written.endsWith('\r\x1b[2K'));

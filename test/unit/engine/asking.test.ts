@@ -82,7 +82,7 @@ describe('engine/asking', () => {
     jobs.handle(asked);
     const last = await ended();
     assert.equal(last.type, 'error', JSON.stringify(last));
-    return (last).error;
+    return last.error;
   };
   const promptText = (index = 0) =>
     Buffer.from(Uint8Array.from(fake.prompts[index]!.tokens)).toString();

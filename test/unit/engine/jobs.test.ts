@@ -91,7 +91,7 @@ describe('engine/jobs', () => {
     jobs.handle(request);
     const last = await ended();
     assert.equal(last.type, 'error', JSON.stringify(last));
-    return (last).error;
+    return last.error;
   };
 
   it('addresses every event and ends with done and the result', async () => {
