@@ -10,7 +10,11 @@ namespace longsight::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// More would not fit in the registers beside the output, not even with 64 dimensions.
 constexpr int kColumns = 64;
+// Where the maximum of a row starts: finite, since the first rows of a tile see nothing of its last
+// columns and the difference of two infinities is no number.
+constexpr float kLowestMaximum = -1e30f;
 
 template <class T, int kDim>
 struct SharedMemoryPlan {
@@ -47,7 +51,6 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
   const uint32_t queryTile = sharedAddress(shared.queries);
   const uint32_t keyTile = sharedAddress(shared.keys);
   const uint32_t valueTile = sharedAddress(shared.values);
-  const int64_t headOffset = int64_t(work.kvHead) * tensors.capacityRows * kDim + piece * 8;
 
   const auto queries = static_cast<const T*>(tensors.queries);
   for (int row = rowInPass; row < kTileRows; row += kRowsAtOnce) {
@@ -74,14 +77,14 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     shared.columns[tile % 2][thread] = column;
   };
   const auto copyRows = [&](const void* source, uint32_t target, int tile) {
-#pragma unroll
+#pragma unroll 4
     for (int pass = 0; pass < kPasses; ++pass) {
       const int row = pass * kRowsAtOnce + rowInPass;
       const int column = shared.columns[tile % 2][row];
       const bool valid = column >= 0;
+      const int64_t cacheRow = work.kvHead * tensors.capacityRows + (valid ? column : 0);
       copyAsync16(target + tileOffset<kDim, kColumns>(row, piece),
-                  static_cast<const T*>(source) + headOffset + (valid ? int64_t(column) * kDim : 0),
-                  valid);
+                  static_cast<const T*>(source) + cacheRow * kDim + piece * 8, valid);
     }
     copyAsyncCommit();
   };
@@ -96,7 +99,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
   constexpr int kColumnBlock = kColumns * 128;
 
   float accumulated[2][kDim / 8][4] = {};
-  float maximum[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+  float maximum[2][2] = {{kLowestMaximum, kLowestMaximum}, {kLowestMaximum, kLowestMaximum}};
   float sum[2][2] = {};
   const float scaleLog2 = tensors.scale * kLog2E;
   const int warpRow = warp * 32;
@@ -156,9 +159,9 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
         }
         best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
         best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
-        // Rows of the upper half of a tile see nothing of its last 64 columns.
-        const float base = best == -INFINITY ? 0.0f : best * scaleLog2;
-        rescale[m][half] = exp2Fast(fmaf(maximum[m][half], scaleLog2, -base));
+        const float base = best * scaleLog2;
+        // Exactly 1 where the maximum stays, so that no error piles up over thousands of tiles.
+        rescale[m][half] = exp2Fast((maximum[m][half] - best) * scaleLog2);
         maximum[m][half] = best;
         float added = 0.0f;
 #pragma unroll

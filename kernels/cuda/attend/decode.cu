@@ -158,8 +158,10 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
       }
       best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
       best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
-      const float base = best == -INFINITY ? 0.0f : best * scaleLog2;
-      rescale[half] = exp2Fast(fmaf(maximum[half], scaleLog2, -base));
+      const bool blind = best == -INFINITY;
+      const float base = blind ? 0.0f : best * scaleLog2;
+      // Exactly 1 where the maximum stays, so that no error piles up over thousands of steps.
+      rescale[half] = blind ? 1.0f : exp2Fast((maximum[half] - best) * scaleLog2);
       maximum[half] = best;
       float added = 0.0f;
 #pragma unroll

@@ -1,7 +1,7 @@
 // Stage 1, second half: which keys does some voter score high enough? Shared by both paths.
 //
 // peak_j >= ln(epsilon) is the same as: some voter r scores q_r . k_j >= threshold_r, where
-// threshold_r = (anchor_r + ln(epsilon)) / scale. So a score costs one comparison, which also ORs.
+// threshold_r = (anchor_r + ln(epsilon)) / scale. So a score costs a subtraction and half an AND of signs.
 // Keys are the rows of the product and stay in registers; the voters of some heads, as many as fit,
 // stay in shared memory while a block walks over its keys.
 #pragma once
@@ -42,8 +42,8 @@ __host__ __device__ constexpr int voterTileBytes(int dims) {
   return kVoterTile * (dims * 2 + 4 + 4);
 }
 
-inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int sharedBytes,
-                                  int keyBytes, int keyBlocksPerRange) {
+inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int keyBytes,
+                                  const DeviceTraits& device) {
   VoteSchedule schedule{};
   int mostBlocks = 0;
   for (int i = 0; i < layout.segmentCount; ++i) {
@@ -53,7 +53,8 @@ inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int share
     mostBlocks = segment.remoteBlocks > mostBlocks ? segment.remoteBlocks : mostBlocks;
   }
   const int total = schedule.tilesPerHead * layout.group;
-  const int fitting = (sharedBytes - keyBytes - 1024) / voterTileBytes(dims);
+  if (total == 0) return schedule;
+  const int fitting = (device.sharedBytesPerBlock - keyBytes - 1024) / voterTileBytes(dims);
   schedule.tilesResident = fitting < total ? fitting : total;
   // Whole heads where at least one fits.
   if (schedule.tilesResident >= schedule.tilesPerHead) {
@@ -61,8 +62,20 @@ inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int share
     schedule.headsWhole = true;
   }
   schedule.passes = (total + schedule.tilesResident - 1) / schedule.tilesResident;
-  schedule.keyBlocksPerRange = keyBlocksPerRange;
-  schedule.keyRanges = (mostBlocks + keyBlocksPerRange - 1) / keyBlocksPerRange;
+  // Long ranges load the voters less often, short ones leave no processor idle at the end: take the
+  // longest range that still gives every processor several blocks.
+  constexpr int kBlocksPerProcessor = 8;
+  schedule.keyBlocksPerRange = 64;
+  for (; schedule.keyBlocksPerRange > 8; schedule.keyBlocksPerRange /= 2) {
+    int ranges = 0;
+    for (int i = 0; i < layout.segmentCount; ++i) {
+      ranges += (layout.segments[i].remoteBlocks + schedule.keyBlocksPerRange - 1) /
+                schedule.keyBlocksPerRange;
+    }
+    if (ranges * layout.kvHeads * schedule.passes >= kBlocksPerProcessor * device.processors) break;
+  }
+  schedule.keyRanges =
+      (mostBlocks + schedule.keyBlocksPerRange - 1) / schedule.keyBlocksPerRange;
   return schedule;
 }
 
@@ -133,10 +146,23 @@ __device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLay
   return {target, thresholds, remoteBlocks, tiles};
 }
 
-// The four threads that hold a key's scores say "hit" each for theirs; bit r of the result is the OR
-// for the key of row r of 8.
-__device__ __forceinline__ uint32_t gatherRowBits(bool hit) {
-  uint32_t bits = __ballot_sync(~0u, hit);
+// Sign bit set: no score so far has reached its limit. Signs of differences are ANDed rather than
+// predicates ORed: a predicate that depends on the one before takes several times as long, and the
+// comparison has to hide behind the product of the next scores.
+inline constexpr uint32_t kAllMissed = 0x80000000u;
+
+// Four scores of a matrix fragment (two voters for key `row`, the same two for `row + 8`) against
+// the limits of the voters; x - x is +0, so equality is a hit.
+__device__ __forceinline__ void compareScores(const float* scores, float2 limit,
+                                              uint32_t (&misses)[2]) {
+  misses[0] &= __float_as_uint(scores[0] - limit.x) & __float_as_uint(scores[1] - limit.y);
+  misses[1] &= __float_as_uint(scores[2] - limit.x) & __float_as_uint(scores[3] - limit.y);
+}
+
+// The four threads that hold a key's scores each have its misses among theirs; bit r of the result
+// says whether the key of row r of 8 was hit by any.
+__device__ __forceinline__ uint32_t gatherRowBits(uint32_t misses) {
+  uint32_t bits = __ballot_sync(~0u, (misses & kAllMissed) == 0);
   bits |= bits >> 1;
   bits |= bits >> 2;
   bits &= 0x11111111u;
@@ -147,6 +173,33 @@ __device__ __forceinline__ uint32_t gatherRowBits(bool hit) {
   bits &= 0x000F000Fu;
   bits |= bits >> 12;
   return bits & 0xFF;
+}
+
+// Walks over the heads of a block's voter tiles by counting, since a division at every tile would
+// cost as much as its comparisons.
+struct HeadWalk {
+  int tilesLeft;        // of this head, this tile included
+  int tilesPerHead;
+  uint32_t* mask;       // of this head
+  int64_t wordsPerHead;
+
+  // Whether the tile just done was the head's last; moves to the next head then.
+  __device__ __forceinline__ bool endsHead() { return --tilesLeft == 0; }
+  __device__ __forceinline__ void nextHead() {
+    tilesLeft = tilesPerHead;
+    mask += wordsPerHead;
+  }
+};
+
+__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout,
+                                              const SegmentLayout& segment,
+                                              const Workspace& workspace,
+                                              const VoteSchedule& schedule, int kvHead,
+                                              int firstTile) {
+  const int head = kvHead * layout.group + firstTile / schedule.tilesPerHead;
+  const int64_t wordsPerHead = int64_t(segment.remoteBlocks) * 4;
+  return {schedule.tilesPerHead - firstTile % schedule.tilesPerHead, schedule.tilesPerHead,
+          workspace.votes + segment.maskBegin + head * wordsPerHead, wordsPerHead};
 }
 
 // Stores 16 bits of the mask of keys [16 i, 16 i + 16).

@@ -6,7 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kKeys = 256;  // keys of a step: two 128-blocks
-constexpr int kKeyBlocksPerRange = 32;
 
 template <class T, int kHeadDim, int kDims>
 __global__ __launch_bounds__(kThreads) void peakVotes(const __grid_constant__ ChunkLayout layout,
@@ -44,6 +43,8 @@ __global__ __launch_bounds__(kThreads) void peakVotes(const __grid_constant__ Ch
   const ResidentVoters voters =
       loadVoters<T, kHeadDim, kDims>(layout, segment, workspace, schedule, queries, map, kvHead,
                                      firstTile, sharedBytes + kKeys * kDims * 2);
+  const HeadWalk firstHead =
+      startWalk(layout, segment, workspace, schedule, kvHead, firstTile);
   const int allRemote =
       static_cast<int>(windowStart(segment.begin, segment.windowTokens) / kTileRows);
 
@@ -62,7 +63,8 @@ __global__ __launch_bounds__(kThreads) void peakVotes(const __grid_constant__ Ch
 
     const int myBlock = block + warp / 4;
     const bool partial = myBlock >= allRemote;
-    bool hits[2][2] = {};
+    HeadWalk walk = firstHead;
+    uint32_t misses[2][2] = {{kAllMissed, kAllMissed}, {kAllMissed, kAllMissed}};
     for (int tile = 0; tile < voters.tiles; ++tile) {
       const uint32_t voterTile = voters.queries + tile * kVoterTile * kDims * 2;
 #pragma unroll 2
@@ -88,27 +90,19 @@ __global__ __launch_bounds__(kThreads) void peakVotes(const __grid_constant__ Ch
             if (myBlock >= voters.remoteBlocks[voter + 1]) limit.y = INFINITY;
           }
 #pragma unroll
-          for (int m = 0; m < 2; ++m) {
-            hits[m][0] |= scores[m][j][0] >= limit.x;
-            hits[m][0] |= scores[m][j][1] >= limit.y;
-            hits[m][1] |= scores[m][j][2] >= limit.x;
-            hits[m][1] |= scores[m][j][3] >= limit.y;
-          }
+          for (int m = 0; m < 2; ++m) compareScores(scores[m][j], limit, misses[m]);
         }
       }
-      const bool headEnds = (firstTile + tile + 1) % schedule.tilesPerHead == 0;
-      if (!headEnds && tile + 1 < voters.tiles) continue;
-      const int head = kvHead * layout.group + (firstTile + tile) / schedule.tilesPerHead;
-      uint32_t* mask =
-          workspace.votes + segment.maskBegin + int64_t(head) * segment.remoteBlocks * 4;
+      if (!walk.endsHead() && tile + 1 < voters.tiles) continue;
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        const uint32_t bits = gatherRowBits(hits[m][0]) | gatherRowBits(hits[m][1]) << 8;
-        hits[m][0] = hits[m][1] = false;
+        const uint32_t bits = gatherRowBits(misses[m][0]) | gatherRowBits(misses[m][1]) << 8;
+        misses[m][0] = misses[m][1] = kAllMissed;
         if (lane == 0 && myBlock < blockEnd) {
-          storeVotes(mask, myBlock * 8 + warp % 4 * 2 + m, bits, schedule.headsWhole);
+          storeVotes(walk.mask, myBlock * 8 + warp % 4 * 2 + m, bits, schedule.headsWhole);
         }
       }
+      walk.nextHead();
     }
     copyAsyncWait<0>();
     __syncthreads();
@@ -119,8 +113,7 @@ template <class T, int kHeadDim, int kDims>
 cudaError_t launch(const LaunchContext& context) {
   const ChunkLayout& layout = context.layout;
   constexpr int kKeyBytes = kKeys * kDims * 2;
-  const VoteSchedule schedule = scheduleVotes(layout, kDims, context.device.sharedBytesPerBlock,
-                                              kKeyBytes, kKeyBlocksPerRange);
+  const VoteSchedule schedule = scheduleVotes(layout, kDims, kKeyBytes, context.device);
   if (schedule.keyRanges == 0) return cudaSuccess;
   const int bytes = kKeyBytes + schedule.tilesResident * voterTileBytes(kDims);
   cudaError_t error = allowShared(peakVotes<T, kHeadDim, kDims>, bytes);

@@ -1,5 +1,5 @@
-// Stage 1, score pass on wgmma: four warpgroups of 64 keys each, which do not wait for one another,
-// so that the comparisons of some overlap the products of others; see peak_votes.cuh.
+// Stage 1, score pass on wgmma: two warpgroups of 128 keys each, in two halves. While the scores of
+// one half are compared, the product of the other half is under way; see peak_votes.cuh.
 #include "device/mbarrier.cuh"
 #include "device/wgmma_sm90.cuh"
 #include "sample/peak_votes.cuh"
@@ -7,11 +7,9 @@
 namespace longsight::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kKeysPerGroup = 64;
-constexpr int kKeys = kThreads / 128 * kKeysPerGroup;  // two 128-blocks
-constexpr int kStepBlocks = kKeys / int(kTileRows);
-constexpr int kKeyBlocksPerRange = 32;
+constexpr int kThreads = 256;
+constexpr int kStepBlocks = kThreads / 128;  // 128-blocks of a step, one a warpgroup
+constexpr int kKeys = kStepBlocks * int(kTileRows);
 
 // scores = keys (64 x dims, in registers) * voters^T (128 x dims).
 template <class T, int kDims>
@@ -51,16 +49,16 @@ __global__ __launch_bounds__(kThreads, 1) void peakVotes(
   const int lane = threadIdx.x % 32;
   const int warp = thread / 32;
   const T* headKeys = keys + int64_t(kvHead) * capacityRows * kHeadDim;
-  const uint32_t keyTile =
-      sharedAddress(sharedBytes) + warpgroup * kKeysPerGroup * kDims * 2;
+  const uint32_t keyTile = sharedAddress(sharedBytes) + warpgroup * int(kTileRows) * kDims * 2;
 
   const auto copyKeys = [&](int block) {
-#pragma unroll
-    for (int i = thread; i < kKeysPerGroup * kPieces; i += 128) {
+#pragma unroll 4
+    for (int i = thread; i < int(kTileRows) * kPieces; i += 128) {
       const int row = i / kPieces;
-      const int key = block * int(kTileRows) + warpgroup * kKeysPerGroup + row;
+      const int key = (block + warpgroup) * int(kTileRows) + row;
+      // Keys beyond the remote blocks are not stored; beyond the segment they are not even read.
       const bool valid = key < segment.end;
-      copyAsync16(keyTile + tileOffset<kDims, kKeysPerGroup>(row, i % kPieces),
+      copyAsync16(keyTile + tileOffset<kDims, int(kTileRows)>(row, i % kPieces),
                   headKeys + (valid ? int64_t(key) * kHeadDim + map.dimOf(i % kPieces * 8) : 0),
                   valid);
     }
@@ -72,62 +70,78 @@ __global__ __launch_bounds__(kThreads, 1) void peakVotes(
                                      firstTile, sharedBytes + kKeys * kDims * 2);
   fenceAsyncProxy();
   __syncthreads();
+  const HeadWalk firstHead =
+      startWalk(layout, segment, workspace, schedule, kvHead, firstTile);
+  const bool headsWhole = schedule.headsWhole;
   const int allRemote =
       static_cast<int>(windowStart(segment.begin, segment.windowTokens) / kTileRows);
 
   for (int block = blockBegin; block < blockEnd; block += kStepBlocks) {
-    uint32_t a[kDims / 16][4];
+    uint32_t a[2][kDims / 16][4];
 #pragma unroll
-    for (int k = 0; k < kDims / 16; ++k) {
-      loadMatrix4(a[k], keyTile + tileOffset<kDims, kKeysPerGroup>(warp * 16 + lane % 16,
-                                                                  k * 2 + lane / 16));
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int k = 0; k < kDims / 16; ++k) {
+        loadMatrix4(a[half][k], keyTile + tileOffset<kDims, int(kTileRows)>(
+                                              half * 64 + warp * 16 + lane % 16, k * 2 + lane / 16));
+      }
     }
     namedBarrierSync(1 + warpgroup, 128);
     if (block + kStepBlocks < blockEnd) copyKeys(block + kStepBlocks);
 
-    const int myBlock = block + warpgroup / 2;
+    const int myBlock = block + warpgroup;
     const bool partial = myBlock >= allRemote;
-    bool hits[2] = {};
-    bool moreHits[2] = {};
-    for (int tile = 0; tile < voters.tiles; ++tile) {
-      float scores[64];
-      issueVoterScores<T, kDims>(scores, a, voters.queries + tile * kVoterTile * kDims * 2);
-      wgmmaWait<0>();
-      pinRegisters(scores);
+    // [half][row, row + 8]
+    uint32_t misses[2][2] = {{kAllMissed, kAllMissed}, {kAllMissed, kAllMissed}};
+    float scores[2][64];
+    const auto compare = [&](int half, int tile) {
       const int firstVoter = tile * kVoterTile + lane % 4 * 2;
-      const auto compare = [&](auto limitOf) {
+      if (partial) {
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
-          const float2 limit = limitOf(firstVoter + j * 8);
-          hits[0] |= scores[4 * j] >= limit.x;
-          moreHits[0] |= scores[4 * j + 1] >= limit.y;
-          hits[1] |= scores[4 * j + 2] >= limit.x;
-          moreHits[1] |= scores[4 * j + 3] >= limit.y;
-        }
-      };
-      if (partial) {
-        compare([&](int voter) {
+          const int voter = firstVoter + j * 8;
           float2 limit = *reinterpret_cast<const float2*>(voters.thresholds + voter);
           if (myBlock >= voters.remoteBlocks[voter]) limit.x = INFINITY;
           if (myBlock >= voters.remoteBlocks[voter + 1]) limit.y = INFINITY;
-          return limit;
-        });
+          compareScores(scores[half] + 4 * j, limit, misses[half]);
+        }
       } else {
-        compare([&](int voter) {
-          return *reinterpret_cast<const float2*>(voters.thresholds + voter);
-        });
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+          compareScores(scores[half] + 4 * j,
+                        *reinterpret_cast<const float2*>(voters.thresholds + firstVoter + j * 8),
+                        misses[half]);
+        }
       }
-      const bool headEnds = (firstTile + tile + 1) % schedule.tilesPerHead == 0;
-      if (!headEnds && tile + 1 < voters.tiles) continue;
-      const int head = kvHead * layout.group + (firstTile + tile) / schedule.tilesPerHead;
-      uint32_t* mask =
-          workspace.votes + segment.maskBegin + int64_t(head) * segment.remoteBlocks * 4;
-      const uint32_t bits =
-          gatherRowBits(hits[0] || moreHits[0]) | gatherRowBits(hits[1] || moreHits[1]) << 8;
-      hits[0] = hits[1] = moreHits[0] = moreHits[1] = false;
-      if (lane == 0 && myBlock < blockEnd) {
-        storeVotes(mask, myBlock * 8 + warpgroup % 2 * 4 + warp, bits, schedule.headsWhole);
+    };
+    const auto voterTile = [&](int tile) { return voters.queries + tile * kVoterTile * kDims * 2; };
+
+    HeadWalk walk = firstHead;
+    const auto storeAtHeadEnd = [&](int tile) {
+      if (!walk.endsHead() && tile + 1 < voters.tiles) return;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t bits = gatherRowBits(misses[half][0]) | gatherRowBits(misses[half][1]) << 8;
+        misses[half][0] = misses[half][1] = kAllMissed;
+        if (lane == 0 && myBlock < blockEnd) {
+          storeVotes(walk.mask, myBlock * 8 + half * 4 + warp, bits, headsWhole);
+        }
       }
+      walk.nextHead();
+    };
+
+    // No product is left under way at the loop's end: the compiler would serialise all of them. The
+    // other warpgroup fills that gap.
+    for (int tile = 0; tile < voters.tiles; ++tile) {
+      issueVoterScores<T, kDims>(scores[0], a[0], voterTile(tile));
+      issueVoterScores<T, kDims>(scores[1], a[1], voterTile(tile));
+      wgmmaWait<1>();
+      pinRegisters(scores[0]);
+      compare(0, tile);
+      wgmmaWait<0>();
+      pinRegisters(scores[1]);
+      compare(1, tile);
+      storeAtHeadEnd(tile);
     }
     copyAsyncWait<0>();
     namedBarrierSync(1 + warpgroup, 128);
@@ -138,8 +152,7 @@ template <class T, int kHeadDim, int kDims>
 cudaError_t launch(const LaunchContext& context) {
   const ChunkLayout& layout = context.layout;
   constexpr int kKeyBytes = kKeys * kDims * 2;
-  const VoteSchedule schedule = scheduleVotes(layout, kDims, context.device.sharedBytesPerBlock,
-                                              kKeyBytes, kKeyBlocksPerRange);
+  const VoteSchedule schedule = scheduleVotes(layout, kDims, kKeyBytes, context.device);
   if (schedule.keyRanges == 0) return cudaSuccess;
   const int bytes = kKeyBytes + schedule.tilesResident * voterTileBytes(kDims);
   cudaError_t error = allowShared(peakVotes<T, kHeadDim, kDims>, bytes);

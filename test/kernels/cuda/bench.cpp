@@ -54,7 +54,7 @@ void print(const std::string& name, double ms, double flop) {
   std::fflush(stdout);
 }
 
-// One layer of `tokens` rows in chunks of 64 segments; only the last chunk when `lastChunk`.
+// One layer of `tokens` rows in chunks of 64 segments.
 class Layer {
  public:
   Layer(int64_t tokens, HeadShape shape, uint64_t seed)
@@ -66,9 +66,9 @@ class Layer {
         values_(tokens * shape.kvHeads * shape.headDim * 2),
         seed_(seed) {
     const int dim = shape.headDim;
-    fillPlanted(queries_.data(), queries_.bytes() / 2, dim, seed, 0.5f, 1);
-    fillPlanted(keys_.data(), keys_.bytes() / 2, dim, seed + 1, 1.5f, 23);
-    fillPlanted(values_.data(), values_.bytes() / 2, dim, seed + 2, 0.0f, 0);
+    fillQueries(queries_.data(), queries_.bytes() / 2, dim, seed);
+    fillKeys(keys_.data(), keys_.bytes() / 2, dim, tokens, seed + 1);
+    fillValues(values_.data(), values_.bytes() / 2, dim, seed + 2);
     params_.denseBelowTokens = 0;
     options_.scoreDims = scoreDimRanges(ScoreDims::slowHalf, RopeStyle::neox, dim);
     plan(false);
@@ -84,16 +84,24 @@ class Layer {
       const size_t count = std::min<size_t>(kMaxChunkSegments, segments_.size() - i);
       chunks_.push_back({std::span(segments_).subspan(i, count), shape_, options_});
     }
-    workspaces_.clear();
-    logSums_.clear();
+    // One workspace for all chunks, as the engine has it; only layers of one chunk keep results.
+    int64_t bytes = 0;
+    int64_t rows = 0;
     for (const Chunk& chunk : chunks_) {
-      workspaces_.push_back(std::make_unique<DeviceBuffer>(workspaceBytes(chunk)));
-      logSums_.push_back(std::make_unique<DeviceBuffer>(
-          (chunk.segments.back().end - chunk.segments.front().begin) * shape_.heads * 4));
+      bytes = std::max(bytes, workspaceBytes(chunk));
+      rows = std::max(rows, chunk.segments.back().end - chunk.segments.front().begin);
     }
+    workspace_.reset();
+    logSums_.reset();
+    workspace_ = std::make_unique<DeviceBuffer>(bytes);
+    logSums_ = std::make_unique<DeviceBuffer>(rows * shape_.heads * 4);
   }
 
-  void setMaxListShare(double share) { options_.maxListShare = share; }
+  void setMaxListShare(double share) {
+    options_.maxListShare = share;
+    plan(false);
+  }
+  size_t chunks() const { return chunks_.size(); }
 
   Tensors tensors(size_t chunk) const {
     Tensors t;
@@ -104,67 +112,67 @@ class Layer {
     t.values = values_.data();
     t.capacityRows = tokens_;
     t.scale = 1.0f / std::sqrt(static_cast<float>(shape_.headDim));
-    t.logSumExp = static_cast<float*>(logSums_[chunk]->data());
+    t.logSumExp = static_cast<float*>(logSums_->data());
     return t;
   }
 
-  cudaError_t votes(Path path) const {
-    return each([&](size_t i) {
-      return launchPeakVotes(chunks_[i], tensors(i), workspaces_[i]->data(), path, nullptr);
-    });
+  cudaError_t votes(Path path, size_t chunk = 0) const {
+    return launchPeakVotes(chunks_[chunk], tensors(chunk), workspace_->data(), path, nullptr);
   }
-  cudaError_t lists() const {
-    return each([&](size_t i) { return launchColumnLists(chunks_[i], workspaces_[i]->data(), nullptr); });
+  cudaError_t lists(size_t chunk = 0) const {
+    return launchColumnLists(chunks_[chunk], workspace_->data(), nullptr);
   }
-  cudaError_t attend(Path path) const {
-    return each([&](size_t i) {
-      return launchAttend(chunks_[i], tensors(i), workspaces_[i]->data(), path, nullptr);
-    });
+  cudaError_t attend(Path path, size_t chunk = 0) const {
+    return launchAttend(chunks_[chunk], tensors(chunk), workspace_->data(), path, nullptr);
   }
-  cudaError_t audit() const {
-    return each([&](size_t i) {
-      return launchAudit(chunks_[i], tensors(i), workspaces_[i]->data(), nullptr);
-    });
+  cudaError_t audit(size_t chunk = 0) const {
+    return launchAudit(chunks_[chunk], tensors(chunk), workspace_->data(), nullptr);
   }
 
-  // Independent random votes; densities of heads log-normal with sigma 0.8 around a mean, the
-  // largest of the first segment raised over one half.
-  void randomVotes(double density) {
-    std::mt19937_64 random(seed_ + 99);
+  // Independent random votes for one chunk. Densities of (segment, head) are log-normal with sigma
+  // 0.8, scaled to the wanted mean over all pairs; one head is raised over one half.
+  void randomVotes(double density, size_t chunk = 0) {
+    std::mt19937_64 random(seed_ + 99 + chunk);
     std::normal_distribution<double> normal;
-    bool raised = false;
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      const WorkspaceOffsets offsets = workspaceOffsets(chunks_[c]);
-      auto* masks = reinterpret_cast<uint32_t*>(static_cast<char*>(workspaces_[c]->data()) + offsets.votes);
-      for (size_t s = 0; s < chunks_[c].segments.size(); ++s) {
-        const Segment& segment = chunks_[c].segments[s];
-        if (segment.dense) continue;
-        const double always = std::min(1.0, 400.0 / (0.5 * static_cast<double>(segment.begin + segment.end)));
-        const double remote = std::max(0.0, (density - always) / (1 - always));
-        for (int32_t head = 0; head < shape_.heads; ++head) {
-          double share = remote * std::exp(0.8 * normal(random) - 0.32);
-          if (!raised && s > 4) {
-            share = 0.55;
-            raised = true;
-          }
-          fillRandomMask(masks + offsets.maskWords(static_cast<int32_t>(s), head), offsets.maskStride[s],
-                         random(), static_cast<float>(std::min(share, 0.58)));
-        }
+    const std::span<const Segment> segments = chunks_[chunk].segments;
+    const auto heads = static_cast<size_t>(shape_.heads);
+    std::vector<double> shares(segments.size() * heads);
+    for (double& share : shares) share = std::exp(0.8 * normal(random));
+    double scale = density;
+    const auto shareOf = [&](size_t i) {
+      return i == heads * (segments.size() / 2) ? 0.55 : std::min(0.58, scale * shares[i]);
+    };
+    for (int step = 0; step < 30; ++step) {
+      double kept = 0, causal = 0;
+      for (size_t i = 0; i < shares.size(); ++i) {
+        const Segment& segment = segments[i / heads];
+        const auto pairs = static_cast<double>(causalPairCount(segment.begin, segment.end));
+        const double always = std::min(pairs, 336.0 * static_cast<double>(segment.end - segment.begin));
+        kept += always + shareOf(i) * (pairs - always);
+        causal += pairs;
       }
+      scale *= density / (kept / causal);
+    }
+    const WorkspaceOffsets offsets = workspaceOffsets(chunks_[chunk]);
+    auto* masks = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace_->data()) + offsets.votes);
+    for (size_t i = 0; i < shares.size(); ++i) {
+      const size_t segment = i / heads;
+      if (segments[segment].dense) continue;
+      fillRandomMask(masks + offsets.maskWords(static_cast<int32_t>(segment), static_cast<int32_t>(i % heads)),
+                     offsets.maskStride[segment], random(), static_cast<float>(shareOf(i)));
     }
     require(cudaDeviceSynchronize(), "random votes");
   }
 
-  // Kept pairs of all heads, from the statistics on the device.
-  double keptPairs(double* causal = nullptr) const {
+  // Kept pairs of all heads of a chunk, from the statistics on the device.
+  double keptPairs(double* causal = nullptr, size_t chunk = 0) const {
     double kept = 0, all = 0;
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      const auto stats = workspaces_[c]->read<HeadStats>(
-          workspaceOffsets(chunks_[c]).stats, static_cast<int64_t>(chunks_[c].segments.size()) * shape_.heads);
-      for (const HeadStats& s : stats) {
-        kept += static_cast<double>(s.keptPairs);
-        all += static_cast<double>(s.causalPairs);
-      }
+    const auto stats = workspace_->read<HeadStats>(
+        workspaceOffsets(chunks_[chunk]).stats,
+        static_cast<int64_t>(chunks_[chunk].segments.size()) * shape_.heads);
+    for (const HeadStats& s : stats) {
+      kept += static_cast<double>(s.keptPairs);
+      all += static_cast<double>(s.causalPairs);
     }
     if (causal != nullptr) *causal = all;
     return kept;
@@ -175,13 +183,6 @@ class Layer {
   const DeviceBuffer& keys() const { return keys_; }
 
  private:
-  cudaError_t each(const std::function<cudaError_t(size_t)>& launch) const {
-    for (size_t i = 0; i < chunks_.size(); ++i) {
-      if (const cudaError_t error = launch(i); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  }
-
   int64_t tokens_;
   HeadShape shape_;
   DeviceBuffer queries_, output_, keys_, values_;
@@ -190,8 +191,7 @@ class Layer {
   SparseOptions options_;
   std::vector<Segment> segments_;
   std::vector<Chunk> chunks_;
-  std::vector<std::unique_ptr<DeviceBuffer>> workspaces_;
-  std::vector<std::unique_ptr<DeviceBuffer>> logSums_;
+  std::unique_ptr<DeviceBuffer> workspace_, logSums_;
 };
 
 bool wanted(const std::string& name) { return only.empty() || name.find(only) != std::string::npos; }
@@ -231,7 +231,45 @@ void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
       std::snprintf(text, sizeof text, " all of it, density %.2f (lists %.2f audit %.2f)", density, lists, audit);
       print(label + text + suffix, votes + lists + attend + audit, kept * pairFlop);
     }
+    // Stage 1 and 2 in vain: every list is too long.
+    layer.setMaxListShare(0);
+    const double inVain = clock.median(3, [&] {
+      cudaError_t error = layer.votes(path);
+      if (error == cudaSuccess) error = layer.lists();
+      return error == cudaSuccess ? layer.attend(path) : error;
+    });
+    print(label + " every head falls back" + suffix, inVain, layer.keptPairs() * pairFlop);
+    layer.setMaxListShare(0.6);
   }
+}
+
+// Stage 2 and 3 of a whole layer of 2^20 rows at density 0.05, in chunks, against the time that
+// its kept pairs take at 131,072 rows.
+void benchMillion(Clock& clock, uint64_t seed) {
+  if (!wanted("million")) return;
+  const HeadShape shape{28, 4, 128};
+  double perPair[2] = {};
+  for (const int64_t tokens : {131072, 1 << 20}) {
+    Layer layer(tokens, shape, seed);
+    double votes = 0, attend = 0, kept = 0, causal = 0;
+    for (size_t chunk = 0; chunk < layer.chunks(); ++chunk) {
+      votes += clock.median(1, [&] { return layer.votes(Path::best, chunk); });
+      layer.randomVotes(0.05, chunk);
+      attend += clock.median(1, [&] {
+        const cudaError_t error = layer.lists(chunk);
+        return error == cudaSuccess ? layer.attend(Path::best, chunk) : error;
+      });
+      double all = 0;
+      kept += layer.keptPairs(&all, chunk);
+      causal += all;
+    }
+    perPair[tokens > 131072] = attend / kept;
+    const std::string label = "million: " + std::to_string(tokens) + " 28/4 d128";
+    print(label + " stage 1", votes, causal / 8 * shape.headDim);
+    print(label + " stage 2 and 3, density " + std::to_string(kept / causal).substr(0, 5), attend,
+          kept * 4 * shape.headDim);
+  }
+  std::printf("million: time a pair / that at 131072: %.3f\n", perPair[1] / perPair[0]);
 }
 
 void benchDecode(Clock& clock, uint64_t seed) {
@@ -279,5 +317,6 @@ int main(int argc, char** argv) {
   benchLayer(clock, 131072, {32, 8, 128}, seed);
   benchLayer(clock, 131072, {14, 2, 64}, seed);
   benchDecode(clock, seed);
+  benchMillion(clock, seed);
   return 0;
 }

@@ -2,6 +2,8 @@
 
 #include <cuda_bf16.h>
 
+#include <cmath>
+
 namespace longsight::cuda::test {
 namespace {
 
@@ -12,17 +14,21 @@ __device__ __forceinline__ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Standard normal, with a shared direction added to a row in `every` (0: to none).
-__global__ void fillNormal(__nv_bfloat16* target, int64_t count, int dim, uint64_t seed, float shift,
-                           int every) {
+// Standard normal, with a shared direction added to a row in `every` (0: to none) and more of it to
+// the first four rows of each `headRows`.
+__global__ void fillNormal(__nv_bfloat16* target, int64_t count, int dim, int64_t headRows,
+                           uint64_t seed, float shift, int every, float sinkShift) {
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
        i += int64_t(gridDim.x) * blockDim.x) {
     const uint64_t bits = mix(seed ^ mix(i));
     const float u = (float(uint32_t(bits)) + 0.5f) * 0x1p-32f;
     const float v = float(uint32_t(bits >> 32)) * 0x1p-32f;
     float value = sqrtf(-2.0f * logf(u)) * cospif(2.0f * v);
-    if (every > 0 && mix(seed + 7 + i / dim) % every == 0) {
-      value += shift * (i % dim % 3 == 0 ? 1.0f : -0.5f);
+    const float direction = i % dim % 3 == 0 ? 1.0f : -0.5f;
+    if (i / dim % headRows < 4) {
+      value += sinkShift * direction;
+    } else if (every > 0 && mix(seed + 7 + i / dim) % every == 0) {
+      value += shift * direction;
     }
     target[i] = __float2bfloat16(value);
   }
@@ -55,8 +61,17 @@ __global__ void readAll(const uint4* source, int64_t count, uint32_t* sink) {
 
 }  // namespace
 
-void fillPlanted(void* target, int64_t count, int dim, uint64_t seed, float shift, int every) {
-  fillNormal<<<1056, 256>>>(static_cast<__nv_bfloat16*>(target), count, dim, seed, shift, every);
+void fillQueries(void* target, int64_t count, int dim, uint64_t seed) {
+  fillNormal<<<1056, 256>>>(static_cast<__nv_bfloat16*>(target), count, dim, count, seed, 0.5f, 1,
+                            0.5f);
+}
+void fillKeys(void* target, int64_t count, int dim, int64_t headRows, uint64_t seed) {
+  fillNormal<<<1056, 256>>>(static_cast<__nv_bfloat16*>(target), count, dim, headRows, seed, 2.0f,
+                            12, 3.5f * sqrtf(128.0f / dim));
+}
+void fillValues(void* target, int64_t count, int dim, uint64_t seed) {
+  fillNormal<<<1056, 256>>>(static_cast<__nv_bfloat16*>(target), count, dim, count, seed, 0.0f, 0,
+                            0.0f);
 }
 void fillRandomMask(uint32_t* mask, int64_t words, uint64_t seed, float share) {
   fillMask<<<64, 256>>>(mask, words, seed, share);

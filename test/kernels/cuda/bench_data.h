@@ -5,9 +5,11 @@
 
 namespace longsight::cuda::test {
 
-// Standard normal bf16 values in rows of `dim`; `shift` along a fixed direction is added to one row
-// in `every`, 0: to none.
-void fillPlanted(void* target, int64_t count, int dim, uint64_t seed, float shift, int every);
+// Standard normal bf16 values in rows of `dim`. Queries share a direction; the first four keys of a
+// head answer it strongly (sinks), one key in twelve somewhat (stripes).
+void fillQueries(void* target, int64_t count, int dim, uint64_t seed);
+void fillKeys(void* target, int64_t count, int dim, int64_t headRows, uint64_t seed);
+void fillValues(void* target, int64_t count, int dim, uint64_t seed);
 
 // Votes at random: each bit is set with probability `share`.
 void fillRandomMask(uint32_t* mask, int64_t words, uint64_t seed, float share);

@@ -126,6 +126,13 @@ std::vector<CaseOptions> allCases() {
     options.outputRows = 192;
     cases.push_back(options);
   }
+  {
+    CaseOptions options = makeCase("a million rows", 1 << 20, {2, 1, 128});
+    options.listHeads = 0;
+    options.outputRows = 64;
+    options.params.maxListShare = 0.3;
+    cases.push_back(options);
+  }
   return cases;
 }
 

@@ -55,7 +55,7 @@ void parallelFor(int64_t count, Body body) {
   }
 }
 
-double listTolerance(Data data) { return data == Data::huge ? 5e-2 : 1e-3; }
+constexpr double kListTolerance = 1e-3;  // of a peak; the specification's for bf16 scores
 
 }  // namespace
 
@@ -79,12 +79,12 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
       const uint16_t value = sharedValue(size * normal(random) + shift);
       queries_[static_cast<size_t>(row * shape.heads * dim + i)] = fromBf16(value);
     }
-    const auto tie = std::mt19937_64(seed)();
-    std::mt19937_64 same(tie);
+    std::mt19937_64 same(seed);
+    std::normal_distribution<float> sameNormal;
     for (int32_t head = 0; head < shape.kvHeads; ++head) {
       for (int32_t d = 0; d < dim; ++d) {
         const size_t at = static_cast<size_t>((head * tokens + row) * dim + d);
-        float key = size * (options_.data == Data::ties ? normal(same) : normal(random));
+        float key = size * (options_.data == Data::ties ? sameNormal(same) : normal(random));
         if (stripe && (head + row) % 3 != 0) key += 1.5f * direction(d);
         keys_[at] = sharedValue(key);
         values_[at] = sharedValue(normal(random));
@@ -300,7 +300,7 @@ void CudaCase::checkLists(CaseResult& result) {
         continue;
       }
       if (voted) expectedList.push_back(static_cast<int32_t>(column));
-      const bool near = std::abs(peak - cut) <= listTolerance(options_.data);
+      const bool near = std::abs(peak - cut) <= kListTolerance;
       borderline += near;
       if (voted != (peak >= cut) && !near) {
         fault = where + " column " + std::to_string(column) + ": voted " + std::to_string(voted) +
@@ -374,7 +374,7 @@ void CudaCase::checkOutputs(CaseResult& result) {
   std::mt19937_64 random(options_.tokens);
   std::set<int64_t> rows;
   const int64_t tokens = options_.tokens;
-  const int64_t step = std::max<int64_t>(1, tokens / 128 / 64);
+  const int64_t step = std::max<int64_t>(1, tokens / 128 * 4 / options_.outputRows);
   for (int64_t tile = 0; tile * 128 < tokens; tile += step) {
     rows.insert(tile * 128);
     rows.insert(std::min(tile * 128 + 127, tokens - 1));
@@ -441,7 +441,10 @@ void CudaCase::checkCoverage(CaseResult& result) {
     const auto coverage = run.workspace->read<float>(offsets.coverage, static_cast<int64_t>(run.segments.size()) * perSegment);
     std::vector<std::string> faults(run.segments.size());
     std::vector<double> worst(run.segments.size());
+    const auto every = static_cast<int64_t>(std::max<size_t>(1, chunks_.size() * 4));
     parallelFor(static_cast<int64_t>(run.segments.size()), [&](int64_t s) {
+      // In long prompts only some segments.
+      if (chunks_.size() > 4 && s % every != 0) return;
       const Segment& segment = run.segments[static_cast<size_t>(s)];
       const std::vector<int64_t> rows = auditRows(segment, options_.params);
       const AttentionTask task = taskOf(segment);
