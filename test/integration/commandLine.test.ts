@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { copyFileSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
+import { Engine } from '../../extension/engine/client';
+import { defaultParams } from '../../extension/engine/params';
 import {
   childrenOf,
   cli,
@@ -72,7 +74,7 @@ describe('integration: command line with a real model', function () {
     assert.deepEqual(keys(stats), statsShape);
     assert.deepEqual(keys(stats.attention), attentionShape);
     assert.deepEqual(keys(stats.memory), ['kvBytes', 'scratchBytes', 'weightBytes']);
-    const sum = Object.values(stats.phases).reduce((total, ms) => total + ms, 0);
+    const sum = Object.values<number>(stats.phases).reduce((total, ms) => total + ms, 0);
     assert.ok(Math.abs(sum - stats.ttftMs) <= 0.02 * stats.ttftMs);
     assert.equal(stats.params.epsilon, 0.003);
     assert.match(stderr, /Prefill/);
@@ -185,6 +187,22 @@ describe('integration: command line with a real model', function () {
     const report = json(doctor.stdout);
     assert.equal(report.devices[0].usable, false);
     assert.equal(report.problems[0].code, 'addonFailedToLoad');
+
+    const engine = new Engine({ workerPath: path.join(copy, 'worker.js') });
+    try {
+      const request = { path: model, device: 'auto' as const, threads: 0, contextTokens: 0 };
+      const body = { model: request, params: { ...defaultParams } };
+      const text = Buffer.from('some text');
+      const score = { tokens: 0, tail: 0, tailPolicy: 'same' as const, against: null };
+      const job = engine.score({ ...body, ...score, text, ropeBaseScale: 1 });
+      await assert.rejects(job.result, { code: 'addonFailedToLoad' });
+      const { pid } = engine;
+      const again = await engine.doctor(body).result;
+      assert.equal(again.problems[0]?.code, 'addonFailedToLoad');
+      assert.equal(engine.pid, pid, 'the process that cannot load the addon still answers');
+    } finally {
+      await engine.dispose();
+    }
   });
 
   it('ends with 2 for wrong usage and prints nothing but the error', async () => {

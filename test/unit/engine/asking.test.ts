@@ -234,6 +234,12 @@ describe('engine/asking', () => {
     assert.equal((await fail(request({ question: 'q'.repeat(9000) }))).code, 'promptTooLong');
   });
 
+  it('answers nothing about files of which none fits', async () => {
+    const error = await fail(request({ workspace: { ...request().workspace, budgetTokens: 5 } }));
+    assert.equal(error.code, 'overBudget');
+    assert.match(error.message, /None of the 2 files fits into the 5 tokens/);
+  });
+
   it('uses the largest context that fits into memory', async () => {
     fake.settings.largestContextTokens = 3000;
     await run(request());
