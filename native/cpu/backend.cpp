@@ -30,14 +30,28 @@ CpuBackend::CpuBackend(std::shared_ptr<const Weights> weights, int64_t capacityR
       cache_(weights_->spec().layers, weights_->spec().kvHeads, weights_->spec().headDim,
              capacityRows),
       pool_(threads),
-      graphs_(weights_, threads, ropeBaseScale) {}
+      activations_(weights_->spec()),
+      layers_(weights_, activations_, pool_,
+              static_cast<float>(weights_->spec().ropeBase * ropeBaseScale)) {}
+
+uint64_t CpuBackend::scratchBytes() const {
+  return activations_.bytes() + attentionScratch_.bytes() + layers_.scratchBytes();
+}
+
+uint64_t CpuBackend::estimateScratchBytes(const ModelSpec& spec,
+                                          const SampleAttentionParams& params, int64_t segmentRows,
+                                          int64_t capacityRows, int32_t threads) {
+  const AttentionShape shape{spec.heads, spec.kvHeads, spec.headDim, capacityRows};
+  return Activations(spec).bytesFor(segmentRows) + attentionScratchBytes(shape, params, threads) +
+         TransformerLayers::estimateScratchBytes(spec, threads);
+}
 
 template <typename Body>
 bool CpuBackend::forBlocks(int64_t begin, int64_t end, int64_t position, const Body& body) {
   const Stopwatch stopwatch(times_.linearMs);
-  for (int64_t row = begin; row < end; row += graphs_.blockRows()) {
-    const LinearGraphs::Block block{row, std::min(end, row + graphs_.blockRows()), position};
-    if (!body(block)) return false;
+  for (int64_t row = begin; row < end; row += TransformerLayers::kBlockRows) {
+    const int64_t blockEnd = std::min(end, row + TransformerLayers::kBlockRows);
+    if (!body(RowBlock{row, blockEnd, position})) return false;
   }
   return true;
 }
@@ -46,12 +60,12 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
                         int64_t outputBegin, const SampleAttentionParams& params,
                         const CancelFlag& cancel, std::vector<HeadAttention>& heads) {
   const Stopwatch stopwatch(times_.attentionMs);
-  const int64_t offset = (segment.begin - segmentBegin) * spec().heads * spec().headDim;
+  const int64_t row = segment.begin - segmentBegin;
   AttentionTask task;
   task.segment = segment;
   task.params = &params;
-  task.queries = graphs_.queries() + offset;
-  task.output = graphs_.attention() + offset;
+  task.queries = activations_.queries(row);
+  task.output = activations_.attention(row);
   task.heads = spec().heads;
   task.kv = cache_.layer(layer);
   task.scale = spec().attentionScale;
@@ -67,17 +81,17 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
   const int64_t rows = segment.end - segment.begin;
   const int64_t wanted = std::max<int64_t>(request.outputBegin, segment.begin) - segment.begin;
   const bool wantsOutput = wanted < rows;
-  graphs_.reserve(rows);
+  activations_.reserve(rows);
   attention.assign(static_cast<size_t>(layers), {});
 
   // The last layer needs queries of the wanted rows only, or of all when the segment's rows vote.
   const int64_t lastQueries = !wantsOutput ? rows : (segment.dense ? wanted : 0);
-  auto wantQueries = [&](int32_t layer, const LinearGraphs::Block& block) {
+  auto wantQueries = [&](int32_t layer, const RowBlock& block) {
     return layer + 1 < layers || block.end > lastQueries;
   };
 
-  const bool embedded = forBlocks(0, rows, segment.begin, [&](const LinearGraphs::Block& block) {
-    return graphs_.embed(block,
+  const bool embedded = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
+    return layers_.embed(block,
                          request.tokens.subspan(static_cast<size_t>(block.begin),
                                                 static_cast<size_t>(block.end - block.begin)),
                          cache_, wantQueries(0, block), cancel);
@@ -88,8 +102,8 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
     if (!attend(segment, layer, segment.begin, segment.begin, *request.params, cancel,
                 attention[static_cast<size_t>(layer)]))
       return false;
-    const bool advanced = forBlocks(0, rows, segment.begin, [&](const LinearGraphs::Block& block) {
-      return graphs_.advance(block, layer, cache_, wantQueries(layer + 1, block), cancel);
+    const bool advanced = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
+      return layers_.advance(block, layer, cache_, wantQueries(layer + 1, block), cancel);
     });
     if (!advanced) return false;
     if (request.onProgress) request.onProgress(static_cast<double>(layer + 1) / layers);
@@ -102,9 +116,9 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
                 attention[static_cast<size_t>(layers - 1)]))
       return false;
     if (!forBlocks(wanted, rows, segment.begin,
-                   [&](const LinearGraphs::Block& block) { return graphs_.finish(block, cancel); }))
+                   [&](const RowBlock& block) { return layers_.finish(block, cancel); }))
       return false;
-    std::memcpy(request.states, graphs_.residual() + wanted * spec().embedding,
+    std::memcpy(request.states, activations_.residual(wanted),
                 static_cast<size_t>((rows - wanted) * spec().embedding) * sizeof(float));
   }
   if (request.onProgress) request.onProgress(1.0);
@@ -112,38 +126,31 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
 }
 
 bool CpuBackend::logits(const float* states, int64_t rows, float* out, const CancelFlag& cancel) {
-  graphs_.reserve(1);
-  for (int64_t row = 0; row < rows; row += graphs_.logitRows()) {
-    const int64_t count = std::min(graphs_.logitRows(), rows - row);
-    if (!graphs_.logits(states + row * spec().embedding, count, out + row * spec().vocabulary,
-                        cancel))
-      return false;
-  }
-  return true;
+  return layers_.logits(states, rows, out, cancel);
 }
 
 CpuBackend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) {
   const ForwardTimes before = times_;
   const int64_t columns = std::min<int64_t>(capacityRows(), 1024);
-  const int64_t rows = std::min<int64_t>({graphs_.blockRows(), 256, columns});
+  const int64_t rows = std::min<int64_t>(256, columns);
   // Keys and values of the probe's rows go where the cache holds nothing yet; in a full cache there
   // is no such place, and then nothing is left to predict.
   const int64_t freeRows = std::min(rows, capacityRows() - usedRows);
   Speed speed;
   if (freeRows <= 0 || spec().layers < 2) return speed;
-  graphs_.reserve(rows);
+  activations_.reserve(rows);
 
   const std::vector<int32_t> tokens(static_cast<size_t>(freeRows), 0);
-  const LinearGraphs::Block block{0, freeRows, usedRows};
-  if (!graphs_.embed(block, tokens, cache_, true, cancel)) return speed;
-  std::memset(graphs_.attention(), 0,
-              static_cast<size_t>(rows * spec().heads * spec().headDim) * sizeof(float));
+  const RowBlock block{0, freeRows, usedRows};
+  if (!layers_.embed(block, tokens, cache_, true, cancel)) return speed;
+  std::memset(activations_.attention(0), 0,
+              static_cast<size_t>(rows * activations_.queryWidth()) * sizeof(float));
   // The first of two runs pays for page faults and for waking the threads.
   double linearMs = 0, attentionMs = 0;
   for (int run = 0; run < 2; ++run) {
     linearMs = 0;
     const Stopwatch stopwatch(linearMs);
-    if (!graphs_.advance(block, 0, cache_, true, cancel)) return speed;
+    if (!layers_.advance(block, 0, cache_, true, cancel)) return speed;
   }
   Segment segment;
   segment.begin = columns - freeRows;

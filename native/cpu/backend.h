@@ -10,11 +10,12 @@
 
 #include "attention/params.h"
 #include "attention/plan.h"
+#include "cpu/activations.h"
 #include "cpu/attention.h"
 #include "cpu/cancel_flag.h"
 #include "cpu/kv_cache.h"
-#include "cpu/linear_graphs.h"
 #include "cpu/thread_pool.h"
+#include "cpu/transformer_layers.h"
 #include "cpu/weights.h"
 
 namespace longsight {
@@ -67,7 +68,10 @@ class CpuBackend {
   int64_t capacityRows() const { return cache_.capacityRows(); }
   uint64_t kvBytes() const { return cache_.bytes(); }
   uint64_t weightBytes() const { return weights_->bytes(); }
-  uint64_t scratchBytes() const { return graphs_.scratchBytes() + attentionScratch_.bytes(); }
+  uint64_t scratchBytes() const;
+  // At most, for segments of up to `segmentRows` rows in a cache of `capacityRows`.
+  static uint64_t estimateScratchBytes(const ModelSpec& spec, const SampleAttentionParams& params,
+                                       int64_t segmentRows, int64_t capacityRows, int32_t threads);
   // Since construction.
   const ForwardTimes& times() const { return times_; }
 
@@ -75,14 +79,16 @@ class CpuBackend {
   bool attend(const Segment& segment, int32_t layer, int64_t segmentBegin, int64_t outputBegin,
               const SampleAttentionParams& params, const CancelFlag& cancel,
               std::vector<HeadAttention>& heads);
+  // Calls body(block) for the blocks of rows [begin, end) until one returns false.
   template <typename Body>
   bool forBlocks(int64_t begin, int64_t end, int64_t position, const Body& body);
 
   std::shared_ptr<const Weights> weights_;
   KvCache cache_;
   ThreadPool pool_;
+  Activations activations_;
   AttentionScratch attentionScratch_;
-  LinearGraphs graphs_;
+  TransformerLayers layers_;
   ForwardTimes times_;
 };
 

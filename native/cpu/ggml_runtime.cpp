@@ -1,10 +1,8 @@
 #include "cpu/ggml_runtime.h"
 
 #include <dlfcn.h>
-#include <link.h>
 
 #include <cstring>
-#include <mutex>
 
 #include "error.h"
 #include "ggml-cpu.h"
@@ -45,18 +43,39 @@ Runtime& runtime() {
   return instance;
 }
 
+Error incompleteLibrary(const char* name) {
+  return Error(ErrorCode::deviceUnavailable,
+               std::string("The ggml CPU library has no function ") + name + ".",
+               "Reinstall Longsight: its libraries do not belong together.");
+}
+
+// A function that the backend registers by name.
 template <typename Function>
-Function procedure(const char* name) {
+Function registeredFunction(const char* name) {
   ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(cpuDevice());
   auto function = reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(registry, name));
-  if (!function)
-    throw Error(ErrorCode::deviceUnavailable,
-                std::string("The ggml CPU library has no function ") + name + ".",
-                "Reinstall Longsight: its libraries do not belong together.");
+  if (!function) throw incompleteLibrary(name);
   return function;
 }
 
-bool isCancelled(void* data) { return static_cast<const CancelFlag*>(data)->isSet(); }
+// File of the CPU variant that was loaded.
+std::string variantPath() {
+  Dl_info info{};
+  void* function = registeredFunction<void*>("ggml_backend_set_n_threads");
+  if (dladdr(function, &info) == 0 || !info.dli_fname) throw incompleteLibrary("file name");
+  return info.dli_fname;
+}
+
+// A function that the variant exports but does not register.
+template <typename Function>
+Function variantFunction(const char* name) {
+  void* library = dlopen(variantPath().c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  auto function = library ? reinterpret_cast<Function>(dlsym(library, name)) : nullptr;
+  // The backend keeps the library; this only gives back the extra reference.
+  if (library) dlclose(library);
+  if (!function) throw incompleteLibrary(name);
+  return function;
+}
 
 }  // namespace
 
@@ -99,64 +118,26 @@ ggml_backend_dev_t cpuDevice() {
 
 std::string cpuVariant() {
   // The variant's name is only in its file name.
-  Dl_info info{};
-  void* function = procedure<void*>("ggml_backend_set_n_threads");
-  if (dladdr(function, &info) == 0 || !info.dli_fname) return "unknown";
-  std::string name = info.dli_fname;
-  const size_t begin = name.rfind("cpu-");
+  const std::string path = variantPath();
+  const size_t begin = path.rfind("cpu-");
   if (begin == std::string::npos) return "unknown";
-  name = name.substr(begin + 4);
+  const std::string name = path.substr(begin + 4);
   return name.substr(0, name.find('.'));
 }
 
 std::vector<std::string> cpuFeatures() {
   std::vector<std::string> features;
-  const auto get = procedure<ggml_backend_get_features_t>("ggml_backend_get_features");
+  const auto get = registeredFunction<ggml_backend_get_features_t>("ggml_backend_get_features");
   for (const ggml_backend_feature* feature = get(ggml_backend_dev_backend_reg(cpuDevice()));
        feature && feature->name; ++feature)
     if (std::strcmp(feature->value, "1") == 0) features.emplace_back(feature->name);
   return features;
 }
 
-ggml_backend_buffer_type_t repackBufferType() {
-  const auto get =
-      procedure<ggml_backend_dev_get_extra_bufts_t>("ggml_backend_dev_get_extra_bufts");
-  ggml_backend_buffer_type_t* types = get(cpuDevice());
-  for (; types && *types; ++types)
-    if (std::strcmp(ggml_backend_buft_name(*types), "CPU_REPACK") == 0) return *types;
-  return nullptr;
-}
-
-GgmlCpu::GgmlCpu(int32_t threads) {
-  backend_ = ggml_backend_dev_init(cpuDevice(), nullptr);
-  if (!backend_)
-    throw Error(ErrorCode::deviceUnavailable, "ggml could not start its CPU backend.",
-                "Restart the engine.");
-  procedure<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")(backend_, threads);
-  ggml_threadpool_params params = ggml_threadpool_params_default(threads);
-  // Waiting threads sleep: attention runs on threads of its own between two graphs.
-  params.poll = 0;
-  threads_ = procedure<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&params);
-  procedure<void (*)(ggml_backend_t, ggml_threadpool*)>("ggml_backend_cpu_set_threadpool")(
-      backend_, threads_);
-}
-
-GgmlCpu::~GgmlCpu() {
-  if (backend_) ggml_backend_free(backend_);
-  if (threads_) procedure<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(threads_);
-}
-
-bool GgmlCpu::compute(ggml_cgraph* graph, const CancelFlag& cancel) {
-  procedure<ggml_backend_set_abort_callback_t>("ggml_backend_set_abort_callback")(
-      backend_, &isCancelled, const_cast<CancelFlag*>(&cancel));
-  const ggml_status status = ggml_backend_graph_compute(backend_, graph);
-  if (status == GGML_STATUS_ABORTED || cancel.isSet()) return false;
-  if (status != GGML_STATUS_SUCCESS)
-    throw Error(
-        ErrorCode::notEnoughMemory,
-        std::string("ggml could not compute a graph: ") + ggml_status_to_string(status) + ".",
-        "Use a smaller context or a smaller model.");
-  return true;
+const ggml_type_traits_cpu* cpuTypeTraits(ggml_type type) {
+  static const auto traits =
+      variantFunction<decltype(&ggml_get_type_traits_cpu)>("ggml_get_type_traits_cpu");
+  return traits(type);
 }
 
 }  // namespace longsight

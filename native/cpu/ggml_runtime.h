@@ -2,12 +2,11 @@
 // the functions of the CPU variant that are only reachable by name.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "cpu/cancel_flag.h"
 #include "ggml-backend.h"
+#include "ggml-cpu.h"
 
 namespace longsight {
 
@@ -18,9 +17,6 @@ ggml_backend_dev_t cpuDevice();
 // E.g. `zen4`; the instruction sets it uses, e.g. `AVX512_BF16`.
 std::string cpuVariant();
 std::vector<std::string> cpuFeatures();
-
-// Null when the CPU variant has no repacked layouts.
-ggml_backend_buffer_type_t repackBufferType();
 
 // What ggml and libllama log on this thread while the object lives.
 class LogCapture {
@@ -38,23 +34,7 @@ class LogCapture {
   LogCapture* outer_;
 };
 
-// A ggml CPU backend with threads that live as long as it does. Not for use by two threads at once.
-class GgmlCpu {
- public:
-  // threads >= 1, the caller included.
-  explicit GgmlCpu(int32_t threads);
-  ~GgmlCpu();
-  GgmlCpu(const GgmlCpu&) = delete;
-  GgmlCpu& operator=(const GgmlCpu&) = delete;
-
-  // False when `cancel` was set while it ran: results are then undefined. Checked before every
-  // node.
-  bool compute(ggml_cgraph* graph, const CancelFlag& cancel);
-  ggml_backend_t handle() const { return backend_; }
-
- private:
-  ggml_backend_t backend_ = nullptr;
-  struct ggml_threadpool* threads_ = nullptr;
-};
+// ggml's CPU kernels for a type: dot products and rounding.
+const ggml_type_traits_cpu* cpuTypeTraits(ggml_type type);
 
 }  // namespace longsight

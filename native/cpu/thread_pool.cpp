@@ -17,6 +17,8 @@ struct ThreadPool::State {
   std::condition_variable announced;
   std::condition_variable finished;
   uint64_t generation = 0;
+  // Workers may still join the job; those that have and are not done.
+  bool open = false;
   int32_t working = 0;
   bool stopping = false;
 
@@ -50,6 +52,9 @@ struct ThreadPool::State {
       announced.wait(lock, [&] { return stopping || generation != seen; });
       if (stopping) return;
       seen = generation;
+      // On a busy machine a worker may wake after the others have finished: nobody waits for it.
+      if (!open) continue;
+      ++working;
       lock.unlock();
       drain(thread);
       lock.lock();
@@ -82,12 +87,13 @@ void ThreadPool::forEach(int64_t items,
     state.body = &body;
     state.items = items;
     state.next.store(0, std::memory_order_relaxed);
-    state.working = static_cast<int32_t>(state.workers.size());
+    state.open = true;
     ++state.generation;
   }
   state.announced.notify_all();
   state.drain(0);
   std::unique_lock lock(state.mutex);
+  state.open = false;
   state.finished.wait(lock, [&] { return state.working == 0; });
 }
 

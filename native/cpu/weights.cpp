@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <map>
 #include <string>
 
 #include "cpu/ggml_runtime.h"
@@ -56,28 +55,11 @@ class File {
   int descriptor_;
 };
 
-// Whether the CPU variant has a faster layout for this matrix. The token embedding is also read row
-// by row, which the repacked layouts do not offer.
-bool isRepackable(const TensorSource& source, ggml_backend_buffer_type_t repack) {
-  if (!repack || source.dimensions != 2 || source.name == "token_embd.weight") return false;
-  ggml_init_params params = {ggml_tensor_overhead() * 4, nullptr, /*no_alloc=*/true};
-  ggml_context* context = ggml_init(params);
-  ggml_tensor* matrix = ggml_new_tensor_2d(context, source.type, source.shape[0], source.shape[1]);
-  ggml_tensor* rows = ggml_new_tensor_2d(context, GGML_TYPE_F32, source.shape[0], 16);
-  ggml_tensor* product = ggml_mul_mat(context, matrix, rows);
-  // Only a tensor inside a repack buffer tells whether the backend takes it.
-  matrix->buffer = ggml_backend_buft_alloc_buffer(repack, 0);
-  const bool yes = matrix->buffer && ggml_backend_dev_supports_op(cpuDevice(), product);
-  ggml_backend_buffer_free(matrix->buffer);
-  ggml_free(context);
-  return yes;
-}
-
 }  // namespace
 
 Weights::~Weights() {
-  for (ggml_backend_buffer_t buffer : buffers_) ggml_backend_buffer_free(buffer);
-  for (ggml_context* context : contexts_) ggml_free(context);
+  ggml_backend_buffer_free(buffer_);
+  ggml_free(context_);
 }
 
 std::shared_ptr<const Weights> Weights::load(
@@ -85,46 +67,30 @@ std::shared_ptr<const Weights> Weights::load(
     const std::function<void(uint64_t, uint64_t)>& onProgress) {
   cpuDevice();
   const std::shared_ptr<Weights> weights(new Weights(spec));
-  ggml_backend_buffer_type_t repack = repackBufferType();
-
-  for (const bool wantRepacked : {false, true}) {
-    ggml_init_params params = {ggml_tensor_overhead() * (spec.tensors.size() + 1), nullptr, true};
-    ggml_context* context = ggml_init(params);
-    weights->contexts_.push_back(context);
-    bool any = false;
-    for (const TensorSource& source : spec.tensors) {
-      if (isRepackable(source, repack) != wantRepacked) continue;
-      ggml_tensor* tensor =
-          source.dimensions == 2
-              ? ggml_new_tensor_2d(context, source.type, source.shape[0], source.shape[1])
-              : ggml_new_tensor_1d(context, source.type, source.shape[0]);
-      ggml_set_name(tensor, source.name.c_str());
-      any = true;
-    }
-    if (!any) continue;
-    ggml_backend_buffer_type_t type = wantRepacked ? repack : ggml_backend_cpu_buffer_type();
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(context, type);
-    if (!buffer)
-      throw Error(ErrorCode::notEnoughMemory,
-                  "The weights need " + std::to_string(spec.weightBytes) +
-                      " bytes, which the system did not give.",
-                  "Choose a smaller model or quantization, or close other programs.");
-    ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    weights->buffers_.push_back(buffer);
-    weights->bytes_ += ggml_backend_buffer_get_size(buffer);
+  weights->context_ =
+      ggml_init({ggml_tensor_overhead() * (spec.tensors.size() + 1), nullptr, true});
+  for (const TensorSource& source : spec.tensors) {
+    ggml_tensor* tensor =
+        source.dimensions == 2
+            ? ggml_new_tensor_2d(weights->context_, source.type, source.shape[0], source.shape[1])
+            : ggml_new_tensor_1d(weights->context_, source.type, source.shape[0]);
+    ggml_set_name(tensor, source.name.c_str());
   }
+  weights->buffer_ =
+      ggml_backend_alloc_ctx_tensors_from_buft(weights->context_, ggml_backend_cpu_buffer_type());
+  if (!weights->buffer_)
+    throw Error(ErrorCode::notEnoughMemory,
+                "The weights need " + std::to_string(spec.weightBytes) +
+                    " bytes, which the system did not give.",
+                "Choose a smaller model or quantization, or close other programs.");
+  ggml_backend_buffer_set_usage(weights->buffer_, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
   weights->bindNames();
 
   const File file(spec.path);
-  std::map<std::string, ggml_tensor*> byName;
-  for (ggml_tensor* tensor : weights->tensors_) byName[ggml_get_name(tensor)] = tensor;
-  std::vector<char> staging;
   uint64_t doneBytes = 0;
   for (const TensorSource& source : spec.tensors) {
-    ggml_tensor* tensor = byName.at(source.name);
-    const bool direct = ggml_backend_buffer_is_host(tensor->buffer);
-    if (!direct) staging.resize(source.bytes);
-    char* target = direct ? static_cast<char*>(tensor->data) : staging.data();
+    auto* target =
+        static_cast<char*>(ggml_get_tensor(weights->context_, source.name.c_str())->data);
     for (uint64_t at = 0; at < source.bytes; at += kReadBytes) {
       if (cancel.isSet()) throw cancelledError();
       const uint64_t bytes = std::min(kReadBytes, source.bytes - at);
@@ -132,23 +98,12 @@ std::shared_ptr<const Weights> Weights::load(
       doneBytes += bytes;
       if (onProgress) onProgress(doneBytes, spec.weightBytes);
     }
-    if (!direct) ggml_backend_tensor_set(tensor, staging.data(), 0, source.bytes);
   }
   return weights;
 }
 
 void Weights::bindNames() {
-  std::map<std::string, ggml_tensor*> byName;
-  for (ggml_context* context : contexts_)
-    for (ggml_tensor* tensor = ggml_get_first_tensor(context); tensor;
-         tensor = ggml_get_next_tensor(context, tensor)) {
-      byName[ggml_get_name(tensor)] = tensor;
-      tensors_.push_back(tensor);
-    }
-  auto find = [&](const std::string& name) {
-    const auto found = byName.find(name);
-    return found == byName.end() ? nullptr : found->second;
-  };
+  auto find = [&](const std::string& name) { return ggml_get_tensor(context_, name.c_str()); };
   tokenEmbedding_ = find("token_embd.weight");
   outputNorm_ = find("output_norm.weight");
   output_ = find("output.weight");

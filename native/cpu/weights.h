@@ -52,22 +52,20 @@ class Weights {
   // Llama 3 frequency factors, f32 [headDim / 2]; null when the file has none.
   ggml_tensor* ropeFactors() const { return ropeFactors_; }
   // Bytes held in memory.
-  uint64_t bytes() const { return bytes_; }
+  uint64_t bytes() const { return ggml_backend_buffer_get_size(buffer_); }
 
  private:
   explicit Weights(const ModelSpec& spec) : spec_(spec) {}
   void bindNames();
 
   ModelSpec spec_;
-  std::vector<ggml_context*> contexts_;
-  std::vector<ggml_backend_buffer_t> buffers_;
-  std::vector<ggml_tensor*> tensors_;
+  ggml_context* context_ = nullptr;
+  ggml_backend_buffer_t buffer_ = nullptr;
   std::vector<LayerWeights> layers_;
   ggml_tensor* tokenEmbedding_ = nullptr;
   ggml_tensor* outputNorm_ = nullptr;
   ggml_tensor* output_ = nullptr;
   ggml_tensor* ropeFactors_ = nullptr;
-  uint64_t bytes_ = 0;
 };
 
 }  // namespace longsight

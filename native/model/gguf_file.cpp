@@ -474,10 +474,7 @@ ModelSpec readGguf(const std::string& path) {
                       " (values) dimensions; supported are 64 and 128.");
   spec.normEpsilon =
       static_cast<float>(metadata.positiveOr("llama.attention.layer_norm_rms_epsilon", 1e-5));
-  const double scale = metadata.number("llama.attention.scale").value_or(0.0);
-  if (!std::isfinite(scale) || scale < 0)
-    throw damaged(path, "llama.attention.scale is " + std::to_string(scale));
-  spec.attentionScale = static_cast<float>(scale > 0 ? scale : 1.0 / std::sqrt(spec.headDim));
+  spec.attentionScale = static_cast<float>(1.0 / std::sqrt(spec.headDim));
   readRope(metadata, spec);
 
   const int64_t embeddings = gguf_find_tensor(context.get(), "token_embd.weight");

@@ -41,7 +41,7 @@ struct ModelSpec {
   float ropeBase = 10000.0f;
   // Positions are multiplied by this (linear RoPE scaling); 1 without scaling.
   float ropeScale = 1.0f;
-  // 1 / sqrt(headDim) unless the file says otherwise.
+  // 1 / sqrt(headDim).
   float attentionScale = 0.0f;
   // Every tensor that the engine uses, in file order.
   std::vector<TensorSource> tensors;

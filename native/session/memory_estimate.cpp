@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/kv_cache.h"
-#include "cpu/linear_graphs.h"
+#include "cpu/backend.h"
 #include "session/machine.h"
 
 namespace longsight {
@@ -20,7 +19,8 @@ uint64_t scratchBytes(const ModelSpec& spec, const SampleAttentionParams& params
   const int64_t segment = params.policy == Policy::dense ? 512
                           : params.segmentRows > 0       ? params.segmentRows
                                                          : tokens;
-  return LinearGraphs::estimateScratchBytes(spec, std::min(segment, tokens));
+  return CpuBackend::estimateScratchBytes(spec, params, std::min(segment, tokens), tokens,
+                                          physicalCores());
 }
 
 }  // namespace

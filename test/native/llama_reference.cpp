@@ -20,7 +20,8 @@ std::vector<float> llamaLogits(const std::string& modelPath, const std::vector<i
   llama_context_params params = llama_context_default_params();
   params.n_ctx = static_cast<uint32_t>(tokens.size());
   params.n_batch = static_cast<uint32_t>(tokens.size());
-  params.n_threads = params.n_threads_batch = 2;
+  // One: on a busy machine ggml's threads spend their time waiting for each other.
+  params.n_threads = params.n_threads_batch = 1;
   params.type_k = params.type_v = GGML_TYPE_F32;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
   const std::unique_ptr<llama_context, decltype(&llama_free)> context(
@@ -52,10 +53,14 @@ std::vector<float> llamaLogits(const std::string& modelPath, const std::vector<i
 LogitComparison compareLogits(const std::vector<float>& a, const std::vector<float>& b,
                               int32_t vocabulary) {
   if (a.size() != b.size()) throw std::runtime_error("different numbers of logits");
-  double sum = 0;
+  double sum = 0, total = 0, squares = 0;
   int64_t same = 0;
   const auto rows = static_cast<int64_t>(a.size()) / vocabulary;
-  for (size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+  for (size_t i = 0; i < a.size(); ++i) {
+    sum += (a[i] - b[i]) * (a[i] - b[i]);
+    total += b[i];
+    squares += b[i] * b[i];
+  }
   for (int64_t row = 0; row < rows; ++row) {
     const auto best = [&](const std::vector<float>& values) {
       const auto begin = values.begin() + row * vocabulary;
@@ -63,7 +68,10 @@ LogitComparison compareLogits(const std::vector<float>& a, const std::vector<flo
     };
     same += best(a) == best(b);
   }
-  return {std::sqrt(sum / static_cast<double>(a.size())),
+  const auto count = static_cast<double>(a.size());
+  const double deviation = std::sqrt(squares / count - total / count * (total / count));
+  const double difference = std::sqrt(sum / count);
+  return {difference, difference / deviation,
           static_cast<double>(same) / static_cast<double>(rows)};
 }
 

@@ -13,6 +13,8 @@ std::vector<float> llamaLogits(const std::string& modelPath, const std::vector<i
 
 struct LogitComparison {
   double rmsDifference = 0;
+  // As a share of the standard deviation of `b`.
+  double relativeDifference = 0;
   double top1Agreement = 0;
 };
 

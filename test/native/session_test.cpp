@@ -72,8 +72,10 @@ Error errorOf(const Body& body) {
   return Error(ErrorCode::internal, "", "");
 }
 
-// Two cold runs of the same prompt differ by rounding only; logits range over tens.
-constexpr double kRounding = 0.02;
+// Two runs of the same prompt differ by rounding: a few rows are multiplied with activations
+// rounded to 8 bits, many with bf16, and which it is depends on what was cached. Logits range over
+// tens.
+constexpr double kRounding = 0.15;
 
 TEST(Session, EpsilonZeroEqualsDense) {
   Prompt prompt = question(1600, "\nWhat is a segment?\n");
@@ -297,14 +299,19 @@ TEST(Session, ProgressCountsUpToTheComputedTokens) {
 }
 
 TEST(Session, PredictionIsOfTheRightSize) {
-  const Prompt prompt = question(2500, "\nWhy?\n");
-  auto session = newSession();
-  const double predictedMs = session->plan(prompt).predictedPrefillMs;
-  const GenerateResult result = session->generate(prompt, {}, {});
-  std::cout << "prefill predicted " << predictedMs << " ms, took " << result.prefillMs << " ms\n";
-  // Wide, because other programs share the processor while tests run.
-  EXPECT_GT(predictedMs, 0.4 * result.prefillMs);
-  EXPECT_LT(predictedMs, 2.5 * result.prefillMs);
+  const Prompt prompt = question(1500, "\nWhy?\n");
+  // Other programs may take the processor away during the probe or the prefill: the best of three
+  // counts.
+  double best = 1e9;
+  for (int attempt = 0; attempt < 3 && best > 1.5; ++attempt) {
+    auto session = newSession();
+    const double predictedMs = session->plan(prompt).predictedPrefillMs;
+    const GenerateResult result = session->generate(prompt, {}, {});
+    std::cout << "prefill predicted " << predictedMs << " ms, took " << result.prefillMs << " ms\n";
+    const double ratio = predictedMs / result.prefillMs;
+    best = std::min(best, std::max(ratio, 1 / ratio));
+  }
+  EXPECT_LT(best, 2);
 }
 
 TEST(Session, MemoryEstimateHoldsWhatIsUsed) {

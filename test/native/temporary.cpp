@@ -59,11 +59,9 @@ std::string realModelPath() {
 }
 
 std::string realText(size_t bytes) {
-  const fs::path here = fs::path(LONGSIGHT_SOURCE_DIR);
+  const fs::path here = fs::path(LONGSIGHT_LLAMA_DIR);
   std::string text;
-  for (const char* name : {"native/session/session.cpp", "native/model/gguf_file.cpp",
-                           "docs/sample-attention.md", "native/cpu/linear_graphs.cpp",
-                           ".deps/llama/include/llama.h", ".deps/llama/ggml/include/ggml.h"})
+  for (const char* name : {"include/llama.h", "ggml/include/ggml.h", "ggml/include/ggml-backend.h"})
     text += readFile((here / name).string());
   if (text.size() < bytes) throw std::runtime_error("not enough text for the test");
   text.resize(bytes);

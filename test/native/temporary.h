@@ -14,7 +14,7 @@ std::string readFile(const std::string& path);
 // LONGSIGHT_TEST_MODEL, else SmolLM2 in the models folder. Throws when there is none.
 std::string realModelPath();
 
-// Source code and prose of this repository and of the llama.cpp headers, at least `bytes` long.
+// `bytes` of source code and prose: the llama.cpp headers this build was made with.
 std::string realText(size_t bytes);
 
 }  // namespace longsight::test

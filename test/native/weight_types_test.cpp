@@ -24,9 +24,9 @@ LogitComparison compareWithLibllama(const TinyModel& tiny, const std::string& na
   writeTinyModel(path, tiny);
   auto model = std::make_shared<Model>(path);
   Prompt prompt;
-  prompt.tokens = randomTokens(150);
-  prompt.borders = {150};
-  prompt.denseFrom = 150;
+  prompt.tokens = randomTokens(100);
+  prompt.borders = {100};
+  prompt.denseFrom = 100;
   prompt.params.policy = Policy::dense;
   const CancelFlag never;
   Session session(model, 256, 2, 1.0, never, nullptr);
@@ -36,8 +36,9 @@ LogitComparison compareWithLibllama(const TinyModel& tiny, const std::string& na
 
 class WeightType : public testing::TestWithParam<ggml_type> {};
 
-// Logits have a deviation of about 1.5. Types that round activations to 8 bits differ more from
-// libllama than from nothing but the cache's bf16, since both round slightly different values.
+// Libllama rounds activations to 8 bits for most types, this engine to bf16 or not at all: a few
+// percent of the logits' deviation in a random model, whose best logits are often close to each
+// other.
 TEST_P(WeightType, LogitsEqualLibllama) {
   TinyModel tiny;
   tiny.type = GetParam();
@@ -47,8 +48,8 @@ TEST_P(WeightType, LogitsEqualLibllama) {
     tiny.kvHeads = tiny.heads / 2;
     const LogitComparison comparison = compareWithLibllama(
         tiny, std::string(ggml_type_name(tiny.type)) + "-" + std::to_string(headDim));
-    EXPECT_LT(comparison.rmsDifference, 0.1) << "head dim " << headDim;
-    EXPECT_GT(comparison.top1Agreement, 0.9) << "head dim " << headDim;
+    EXPECT_LT(comparison.relativeDifference, 0.1) << "head dim " << headDim;
+    EXPECT_GT(comparison.top1Agreement, 0.85) << "head dim " << headDim;
   }
 }
 
@@ -67,27 +68,22 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(ModelVariants, LogitsEqualLibllama) {
   TinyModel tied;
   tied.tiedOutput = true;
-  EXPECT_LT(compareWithLibllama(tied, "tied").rmsDifference, 0.05);
+  EXPECT_LT(compareWithLibllama(tied, "tied").relativeDifference, 0.03);
   TinyModel biases;
   biases.biases = true;
-  EXPECT_LT(compareWithLibllama(biases, "biases").rmsDifference, 0.05);
+  EXPECT_LT(compareWithLibllama(biases, "biases").relativeDifference, 0.03);
   TinyModel factors;
   factors.ropeFactors = true;
-  EXPECT_LT(compareWithLibllama(factors, "factors").rmsDifference, 0.05);
+  EXPECT_LT(compareWithLibllama(factors, "factors").relativeDifference, 0.03);
   TinyModel scaled;
   scaled.change = [](gguf_context* gguf) {
     gguf_set_val_str(gguf, "llama.rope.scaling.type", "linear");
     gguf_set_val_f32(gguf, "llama.rope.scaling.factor", 4.0f);
   };
-  EXPECT_LT(compareWithLibllama(scaled, "scaled").rmsDifference, 0.05);
-  TinyModel attentionScale;
-  attentionScale.change = [](gguf_context* gguf) {
-    gguf_set_val_f32(gguf, "llama.attention.scale", 0.05f);
-  };
-  EXPECT_LT(compareWithLibllama(attentionScale, "attention-scale").rmsDifference, 0.05);
+  EXPECT_LT(compareWithLibllama(scaled, "scaled").relativeDifference, 0.03);
   TinyModel oneLayer;
   oneLayer.layers = 1;
-  EXPECT_LT(compareWithLibllama(oneLayer, "one-layer").rmsDifference, 0.05);
+  EXPECT_LT(compareWithLibllama(oneLayer, "one-layer").relativeDifference, 0.03);
 }
 
 }  // namespace

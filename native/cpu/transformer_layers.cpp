@@ -1,0 +1,196 @@
+#include "cpu/transformer_layers.h"
+
+#include <algorithm>
+
+#include "ggml.h"
+
+namespace longsight {
+namespace {
+
+// Rows that a thread takes at a time: enough to pay for handing them out.
+constexpr int64_t kRowsAtOnce = 8;
+
+WeightView viewOf(const ggml_tensor* matrix) {
+  return {matrix->data, matrix->type, matrix->ne[1], matrix->ne[0]};
+}
+
+const float* valuesOf(const ggml_tensor* vector) {
+  return vector ? static_cast<const float*>(vector->data) : nullptr;
+}
+
+int64_t widestInput(const ModelSpec& spec) {
+  return std::max<int64_t>({spec.embedding, spec.feedForward, int64_t{spec.heads} * spec.headDim});
+}
+
+int64_t floatsPerRow(const ModelSpec& spec) {
+  return 2 * int64_t{spec.embedding} + 2 * int64_t{spec.feedForward} +
+         2 * int64_t{spec.kvHeads} * spec.headDim + spec.headDim;
+}
+
+}  // namespace
+
+TransformerLayers::TransformerLayers(std::shared_ptr<const Weights> weights,
+                                     Activations& activations, ThreadPool& pool, float ropeBase)
+    : weights_(std::move(weights)),
+      spec_(weights_->spec()),
+      activations_(activations),
+      pool_(pool),
+      rope_(spec_.headDim, ropeBase, spec_.ropeScale, valuesOf(weights_->ropeFactors())),
+      scratch_(kBlockRows, widestInput(spec_), pool.threads()),
+      dots_(widestInput(spec_)) {
+  const auto rows = static_cast<size_t>(kBlockRows);
+  const auto keyWidth = static_cast<size_t>(spec_.kvHeads) * static_cast<size_t>(spec_.headDim);
+  normed_.resize(rows * static_cast<size_t>(spec_.embedding));
+  projected_.resize(rows * static_cast<size_t>(spec_.embedding));
+  gate_.resize(rows * static_cast<size_t>(spec_.feedForward));
+  up_.resize(rows * static_cast<size_t>(spec_.feedForward));
+  keys_.resize(rows * keyWidth);
+  values_.resize(rows * keyWidth);
+  angles_.resize(rows * static_cast<size_t>(spec_.headDim));
+}
+
+uint64_t TransformerLayers::scratchBytes() const {
+  return estimateScratchBytes(spec_, pool_.threads());
+}
+
+uint64_t TransformerLayers::estimateScratchBytes(const ModelSpec& spec, int32_t threads) {
+  return static_cast<uint64_t>(kBlockRows * floatsPerRow(spec)) * sizeof(float) +
+         LinearScratch::bytes(kBlockRows, widestInput(spec), threads) +
+         DotProducts::bytesFor(widestInput(spec));
+}
+
+// All outputs have the input's width as columns; rows lie next to each other.
+bool TransformerLayers::product(const float* input, int64_t rows,
+                                std::span<const LinearOutput> outputs, const CancelFlag& cancel) {
+  const int64_t stride = outputs.front().weight.columns;
+  return rows <= DotProducts::kMaxRows
+             ? dots_.multiply(input, rows, stride, outputs, pool_, cancel)
+             : multiply(input, rows, stride, outputs, scratch_, pool_, cancel);
+}
+
+// body(row of the segment, row of the block)
+template <typename Body>
+void TransformerLayers::forRows(const RowBlock& block, const Body& body) {
+  const int64_t rows = block.rows();
+  pool_.forEach((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item, int32_t) {
+    const int64_t end = std::min(rows, (item + 1) * kRowsAtOnce);
+    for (int64_t row = item * kRowsAtOnce; row < end; ++row) body(block.begin + row, row);
+  });
+}
+
+bool TransformerLayers::front(const RowBlock& block, int32_t layer, const KvCache& cache,
+                              bool wantQueries, const CancelFlag& cancel) {
+  const LayerWeights& w = weights_->layer(layer);
+  const int64_t width = spec_.embedding;
+  const int32_t headDim = spec_.headDim;
+  const int64_t keyWidth = int64_t{spec_.kvHeads} * headDim;
+  const int64_t queryWidth = activations_.queryWidth();
+
+  forRows(block, [&](int64_t row, int64_t i) {
+    rmsNorm(activations_.residual(row), valuesOf(w.attentionNorm), spec_.normEpsilon,
+            normed_.data() + i * width, width);
+    rope_.angles(block.position + row, angles_.data() + i * headDim);
+  });
+  LinearOutput outputs[3] = {
+      {viewOf(w.key), keys_.data(), keyWidth},
+      {viewOf(w.value), values_.data(), keyWidth},
+      {viewOf(w.query), wantQueries ? activations_.queries(block.begin) : nullptr, queryWidth}};
+  if (!multiply(normed_.data(), block.rows(), width, std::span(outputs).first(wantQueries ? 3 : 2),
+                scratch_, pool_, cancel))
+    return false;
+
+  const KvLayer kv = cache.layer(layer);
+  const float* queryBias = valuesOf(w.queryBias);
+  const float* keyBias = valuesOf(w.keyBias);
+  const float* valueBias = valuesOf(w.valueBias);
+  auto addBias = [](float* x, const float* bias, int64_t count) {
+    if (bias) addTo(x, bias, nullptr, count);
+  };
+  forRows(block, [&](int64_t row, int64_t i) {
+    const float* angles = angles_.data() + i * headDim;
+    float* keys = keys_.data() + i * keyWidth;
+    float* values = values_.data() + i * keyWidth;
+    addBias(keys, keyBias, keyWidth);
+    addBias(values, valueBias, keyWidth);
+    for (int32_t head = 0; head < spec_.kvHeads; ++head) {
+      float* key = keys + int64_t{head} * headDim;
+      Rope::rotate(key, angles, headDim);
+      const int64_t offset = (head * kv.capacityRows + block.position + row) * headDim;
+      toBf16(key, kv.keys + offset, headDim);
+      toBf16(values + int64_t{head} * headDim, kv.values + offset, headDim);
+    }
+    if (!wantQueries) return;
+    float* queries = activations_.queries(row);
+    addBias(queries, queryBias, queryWidth);
+    for (int32_t head = 0; head < spec_.heads; ++head)
+      Rope::rotate(queries + int64_t{head} * headDim, angles, headDim);
+  });
+  return true;
+}
+
+bool TransformerLayers::back(const RowBlock& block, int32_t layer, const CancelFlag& cancel) {
+  const LayerWeights& w = weights_->layer(layer);
+  const int64_t width = spec_.embedding;
+  const int64_t inner = spec_.feedForward;
+  const int64_t rows = block.rows();
+
+  const LinearOutput projection = {viewOf(w.attentionOutput), projected_.data(), width};
+  if (!product(activations_.attention(block.begin), rows, {&projection, 1}, cancel)) return false;
+  forRows(block, [&](int64_t row, int64_t i) {
+    float* x = activations_.residual(row);
+    addTo(x, projected_.data() + i * width, valuesOf(w.attentionOutputBias), width);
+    rmsNorm(x, valuesOf(w.feedForwardNorm), spec_.normEpsilon, normed_.data() + i * width, width);
+  });
+  const LinearOutput outputs[2] = {{viewOf(w.gate), gate_.data(), inner},
+                                   {viewOf(w.up), up_.data(), inner}};
+  if (!product(normed_.data(), rows, outputs, cancel)) return false;
+  forRows(block, [&](int64_t, int64_t i) {
+    swiglu(gate_.data() + i * inner, up_.data() + i * inner, valuesOf(w.gateBias),
+           valuesOf(w.upBias), inner);
+  });
+  if (!multiply(gate_.data(), rows, inner, viewOf(w.down), projected_.data(), width, scratch_,
+                pool_, cancel))
+    return false;
+  forRows(block, [&](int64_t row, int64_t i) {
+    addTo(activations_.residual(row), projected_.data() + i * width, valuesOf(w.downBias), width);
+  });
+  return true;
+}
+
+bool TransformerLayers::embed(const RowBlock& block, std::span<const int32_t> tokens,
+                              const KvCache& cache, bool wantQueries, const CancelFlag& cancel) {
+  const ggml_tensor* table = weights_->tokenEmbedding();
+  const ggml_to_float_t expand = ggml_get_type_traits(table->type)->to_float;
+  forRows(block, [&](int64_t row, int64_t i) {
+    const auto* source = static_cast<const uint8_t*>(table->data) +
+                         static_cast<size_t>(tokens[static_cast<size_t>(i)]) * table->nb[1];
+    float* target = activations_.residual(row);
+    if (expand)
+      expand(source, target, spec_.embedding);
+    else
+      std::copy_n(reinterpret_cast<const float*>(source), spec_.embedding, target);
+  });
+  return front(block, 0, cache, wantQueries, cancel);
+}
+
+bool TransformerLayers::advance(const RowBlock& block, int32_t layer, const KvCache& cache,
+                                bool wantQueries, const CancelFlag& cancel) {
+  return back(block, layer, cancel) && front(block, layer + 1, cache, wantQueries, cancel);
+}
+
+bool TransformerLayers::finish(const RowBlock& block, const CancelFlag& cancel) {
+  if (!back(block, spec_.layers - 1, cancel)) return false;
+  forRows(block, [&](int64_t row, int64_t) {
+    float* x = activations_.residual(row);
+    rmsNorm(x, valuesOf(weights_->outputNorm()), spec_.normEpsilon, x, spec_.embedding);
+  });
+  return true;
+}
+
+bool TransformerLayers::logits(const float* states, int64_t rows, float* out,
+                               const CancelFlag& cancel) {
+  const LinearOutput head = {viewOf(weights_->output()), out, spec_.vocabulary};
+  return product(states, rows, {&head, 1}, cancel);
+}
+
+}  // namespace longsight
