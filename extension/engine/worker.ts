@@ -16,7 +16,8 @@ const heartbeatMs = 1_000;
 // Before native threads exist, because they inherit it.
 if (process.argv.includes('--background')) {
   try {
-    os.setPriority(os.constants.priority.PRIORITY_BELOW_NORMAL);
+    const { PRIORITY_BELOW_NORMAL } = os.constants.priority;
+    if (os.getPriority() < PRIORITY_BELOW_NORMAL) os.setPriority(PRIORITY_BELOW_NORMAL);
   } catch {
     // Not permitted in some containers; the work is the same.
   }
