@@ -12,6 +12,17 @@ const close = '\uE001';
 /** Splits rendered text at the marks; the group is the index of the citation. */
 export const placedCitation = /\uE000(\d+)\uE001/;
 
+/**
+ * Where citations seem to stand in an answer that has not been checked yet, because it is still
+ * growing or was stopped: `[path "words"]` only.
+ */
+export function uncheckedSpans(answer: string): TextSpan[] {
+  return [...answer.matchAll(/\[[^[\]\n"“]{1,300}["“][^\n]{0,200}?["”]\]/g)].map((match) => ({
+    start: match.index,
+    end: match.index + match[0].length,
+  }));
+}
+
 /** The answer with a mark in place of each span. Spans are ascending and do not overlap. */
 export function placeCitations(answer: string, spans: readonly TextSpan[]): string {
   const clean = answer.replace(/[\uE000\uE001]/g, '\uFFFD');

@@ -39,9 +39,6 @@ export class StatusBar implements vscode.Disposable {
     });
     this.item.tooltip = tooltip;
     this.item.accessibilityInformation = { label: status.label, role: 'button' };
-    this.item.backgroundColor = status.failed
-      ? new vscode.ThemeColor('statusBarItem.errorBackground')
-      : undefined;
   }
 
   dispose(): void {

@@ -22,7 +22,6 @@ export interface StatusText {
   tooltip: string[];
   /** For screen readers: the text without icons. */
   label: string;
-  failed: boolean;
 }
 
 const openStats = 'Click for statistics.';
@@ -81,12 +80,9 @@ export function statusText(entries: readonly Entry[]): StatusText {
         openStats,
       ]);
     case 'failed':
-      return {
-        ...status('$(error)', 'Longsight failed', [
-          current.error === null ? 'Unknown error.' : errorText(current.error),
-        ]),
-        failed: true,
-      };
+      return status('$(error)', 'Longsight failed', [
+        current.error === null ? 'Unknown error.' : errorText(current.error),
+      ]);
   }
 }
 
@@ -117,7 +113,6 @@ function status(icon: string, text: string, tooltip: string[]): StatusText {
     text: `${icon} ${text}`,
     tooltip,
     label: text.startsWith('Longsight') ? text : `Longsight: ${text}`,
-    failed: false,
   };
 }
 

@@ -26,7 +26,7 @@ function explanation(citation: Citation): string {
 }
 
 /** A verified citation is a button with `data-citation`; anything else is text with a mark. */
-function citationElement(citation: Citation, index: number): HTMLElement {
+export function citationElement(citation: Citation, index: number): HTMLElement {
   const title = explanation(citation);
   if (citation.status === 'verified') {
     return el(
@@ -44,9 +44,11 @@ function citationElement(citation: Citation, index: number): HTMLElement {
   );
 }
 
-/** Puts elements where `placeCitations` left its marks. */
-export function markCitations(content: DocumentFragment, citations: readonly Citation[]): void {
-  if (citations.length === 0) return;
+/** Puts what `element` makes of an index where `placeCitations` left its marks. */
+export function fillMarks(
+  content: DocumentFragment,
+  element: (index: number) => Node | null,
+): void {
   const walker = document.createTreeWalker(content, NodeFilter.SHOW_TEXT);
   const texts: Text[] = [];
   while (walker.nextNode()) texts.push(walker.currentNode as Text);
@@ -55,10 +57,7 @@ export function markCitations(content: DocumentFragment, citations: readonly Cit
     if (parts.length === 1) continue;
     // Split at a group: every second part is an index.
     text.replaceWith(
-      ...parts.map((part, place) => {
-        const citation = place % 2 === 1 ? citations[Number(part)] : undefined;
-        return citation === undefined ? part : citationElement(citation, Number(part));
-      }),
+      ...parts.map((part, place) => (place % 2 === 0 ? part : (element(Number(part)) ?? part))),
     );
   }
 }

@@ -2,8 +2,8 @@
 import { isOpen, type Entry } from '../chat/conversation';
 import { remediesOf, remedyTitles, type FromChat } from '../chat/messages';
 import { confirmText, filesLine, progressText, statsLine } from '../status/format';
-import { placeCitations } from '../chat/placeCitations';
-import { clickedCitation, markCitations, sourceList } from './citations';
+import { placeCitations, uncheckedSpans } from '../chat/placeCitations';
+import { citationElement, clickedCitation, fillMarks, sourceList } from './citations';
 import { button, el, setText, updateChildren } from './dom';
 import { renderMarkdown } from './markdown';
 
@@ -52,7 +52,7 @@ export class EntryView {
       this.files,
       entry.files === null ? '' : filesLine(entry.files, reading ? 'Reading' : 'Read'),
     );
-    this.files.hidden = entry.files === null;
+    this.files.hidden = entry.files === null || (entry.state === 'failed' && entry.answer === '');
     this.drawProgress();
     this.drawAnswer();
     this.drawEnd();
@@ -76,15 +76,20 @@ export class EntryView {
     const { entry } = this;
     // Read out once it is whole, not token by token.
     this.answer.setAttribute('aria-busy', String(isOpen(entry)));
-    const key = `${entry.citations.length} ${entry.answer}`;
+    const { answer, citations, citationSpans } = entry;
+    const key = `${entry.state} ${answer}`;
     if (this.drawnAnswer === key) return;
     this.drawnAnswer = key;
-    const content = renderMarkdown(
-      withoutFilesLine(placeCitations(entry.answer, entry.citationSpans)),
-    );
-    markCitations(content, entry.citations);
+    const checked = entry.state === 'done';
+    const spans = checked ? citationSpans : uncheckedSpans(answer);
+    const content = renderMarkdown(withoutFilesLine(placeCitations(answer, spans)));
+    fillMarks(content, (index) => {
+      if (!checked) return new Text(answer.slice(spans[index]?.start, spans[index]?.end));
+      const citation = citations[index];
+      return citation === undefined ? null : citationElement(citation, index);
+    });
     updateChildren(this.answer, content);
-    this.answer.hidden = entry.answer === '';
+    this.answer.hidden = answer === '';
   }
 
   /** Everything below the answer: question to the user, error, sources, stats, actions. */

@@ -2,7 +2,7 @@
 // decides what happens. Sends the events of extension/engine/protocol.ts.
 //   "... slowly ..."   a prefill that does not end
 //   "... long ..."     a prefill that must be confirmed, unless files were left out
-//   "... fail ..."     an error
+//   "... error ..."    an error
 //   anything else      an answer with citations of every status
 const fs = require('node:fs');
 const path = require('node:path');
@@ -47,7 +47,7 @@ async function answer(request) {
   if (await phase('tokenize', 18, 'files', 2)) return end('cancelled', '', '');
   const files = { full: 14, path: 3, out: 1 };
   send({ type: 'plan', ...tokens, predictedPrefillMs: 842_000, files });
-  if (/fail/.test(question)) {
+  if (/error/.test(question)) {
     return end(
       'notEnoughMemory',
       'The model needs 14.2 GiB and 9.1 GiB are free.',

@@ -8,10 +8,11 @@ import { openBrowser, startCodeServer } from '../../scripts/code-server.mjs';
 const root = path.resolve(import.meta.dirname, '../..');
 const shots = path.join(root, 'test-results');
 
+/** By the name in the list of themes; `body` is the class that webviews get. */
 export const themes = {
-  dark: { setting: 'Dark Modern', body: 'vscode-dark' },
-  light: { setting: 'Light Modern', body: 'vscode-light' },
-  'high-contrast': { setting: 'Default High Contrast', body: 'vscode-high-contrast' },
+  dark: { name: 'Dark Modern', body: 'vscode-dark' },
+  light: { name: 'Light Modern', body: 'vscode-light' },
+  'high-contrast': { name: 'Dark High Contrast', body: 'vscode-high-contrast' },
 };
 
 export class Workbench {
@@ -37,7 +38,7 @@ export class Workbench {
     try {
       workbench.server = await startCodeServer({
         vsix: [vsix],
-        settings: { 'workbench.colorTheme': themes.dark.setting, ...settings },
+        settings: { 'workbench.colorTheme': themes.dark.name, ...settings },
       });
       workbench.writeSettings('Machine', { 'longsight.model': model });
       if (worker !== undefined) workbench.replaceWorker(worker);
@@ -110,9 +111,15 @@ export class Workbench {
     return this.webview('section[aria-label="Time to first token"]');
   }
 
-  /** Changes a user setting while the workbench runs. */
-  setSetting(key, value) {
-    this.writeSettings('User', { [key]: value });
+  /** Chooses a colour theme from the list. */
+  async chooseTheme(name) {
+    await this.palette('Preferences: Color Theme');
+    const box = this.page.locator('.quick-input-widget');
+    // The palette is on its way out when the list comes in: tell them apart.
+    await box.locator('input[type="text"][placeholder*="Color Theme"]').fill(name);
+    await box.locator('.monaco-list-row.focused', { hasText: name }).waitFor();
+    await this.page.keyboard.press('Enter');
+    await box.waitFor({ state: 'hidden' });
   }
 
   async open() {

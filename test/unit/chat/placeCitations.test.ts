@@ -1,5 +1,9 @@
 import assert from 'node:assert/strict';
-import { placeCitations, placedCitation } from '../../../extension/chat/placeCitations';
+import {
+  placeCitations,
+  placedCitation,
+  uncheckedSpans,
+} from '../../../extension/chat/placeCitations';
 
 const mark = (index: number) => `\uE000${index}\uE001`;
 
@@ -37,5 +41,13 @@ describe('chat/placeCitations', () => {
       { start: 6, end: 99 },
     ];
     assert.equal(placeCitations('abcdefgh', spans), `${mark(0)}efgh`);
+  });
+
+  it('finds citations before they are checked', () => {
+    const answer = 'A [link](x), [a/__init__.py "x [1] y"] and [b.ts “z”], [c.ts "open';
+    assert.deepEqual(
+      uncheckedSpans(answer).map(({ start, end }) => answer.slice(start, end)),
+      ['[a/__init__.py "x [1] y"]', '[b.ts “z”]'],
+    );
   });
 });
