@@ -15,7 +15,7 @@ import type {
 
 export interface Machine {
   cpuFeatures: string[];
-  /** Chosen kernel sets, e.g. `avx2` and `ggml zen4`. */
+  /** Chosen kernel sets, e.g. `avx2` and `avx2, decoding ggml haswell`. */
   kernels: { attention: string; linear: string };
   totalMemoryBytes: number;
   availableMemoryBytes: number;

@@ -9,6 +9,7 @@
 #include "cpu/ggml_runtime.h"
 #include "error.h"
 #include "kernels/cpu/instruction_set.h"
+#include "kernels/cpu/linear/linear.h"
 #include "session/machine.h"
 
 namespace longsight {
@@ -24,7 +25,8 @@ Napi::Value machine(const Napi::CallbackInfo& info) {
     object.Set("cpuFeatures", list);
     Napi::Object kernels = Napi::Object::New(env);
     kernels.Set("attention", instructionSetName(chooseInstructionSet()));
-    kernels.Set("linear", "ggml " + cpuVariant());
+    kernels.Set("linear", std::string(instructionSetName(chooseLinearSet())) + ", decoding ggml " +
+                              cpuVariant());
     object.Set("kernels", kernels);
     object.Set("totalMemoryBytes", static_cast<double>(totalMemoryBytes()));
     object.Set("availableMemoryBytes", static_cast<double>(availableMemoryBytes()));

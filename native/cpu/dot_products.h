@@ -15,7 +15,7 @@ namespace longsight {
 
 class DotProducts {
  public:
-  static constexpr int64_t kMaxRows = 12;
+  static constexpr int64_t kMaxRows = 8;
 
   // For weights of up to maxColumns columns.
   explicit DotProducts(int64_t maxColumns);

@@ -95,8 +95,7 @@ bool TransformerLayers::front(const RowBlock& block, int32_t layer, const KvCach
       {viewOf(w.key), keys_.data(), keyWidth},
       {viewOf(w.value), values_.data(), keyWidth},
       {viewOf(w.query), wantQueries ? activations_.queries(block.begin) : nullptr, queryWidth}};
-  if (!multiply(normed_.data(), block.rows(), width, std::span(outputs).first(wantQueries ? 3 : 2),
-                scratch_, pool_, cancel))
+  if (!product(normed_.data(), block.rows(), std::span(outputs).first(wantQueries ? 3 : 2), cancel))
     return false;
 
   const KvLayer kv = cache.layer(layer);
@@ -148,9 +147,8 @@ bool TransformerLayers::back(const RowBlock& block, int32_t layer, const CancelF
     swiglu(gate_.data() + i * inner, up_.data() + i * inner, valuesOf(w.gateBias),
            valuesOf(w.upBias), inner);
   });
-  if (!multiply(gate_.data(), rows, inner, viewOf(w.down), projected_.data(), width, scratch_,
-                pool_, cancel))
-    return false;
+  const LinearOutput down = {viewOf(w.down), projected_.data(), width};
+  if (!product(gate_.data(), rows, {&down, 1}, cancel)) return false;
   forRows(block, [&](int64_t row, int64_t i) {
     addTo(activations_.residual(row), projected_.data() + i * width, valuesOf(w.downBias), width);
   });

@@ -121,6 +121,14 @@ class Metadata {
     }
   }
 
+  std::optional<bool> boolean(const std::string& key) const {
+    const int64_t id = gguf_find_key(context_, key.c_str());
+    if (id < 0) return std::nullopt;
+    if (gguf_get_kv_type(context_, id) != GGUF_TYPE_BOOL)
+      throw damaged(path_, key + " is not true or false");
+    return gguf_get_val_bool(context_, id);
+  }
+
   std::optional<std::string> text(const std::string& key) const {
     const int64_t id = gguf_find_key(context_, key.c_str());
     if (id < 0) return std::nullopt;
@@ -487,6 +495,8 @@ ModelSpec readGguf(const std::string& path) {
 
   collectTensors(context.get(), fileBytes, spec);
   spec.fileType = fileTypeName(metadata, spec);
+  spec.spacePrefix = metadata.text("tokenizer.ggml.model") == "llama" &&
+                     metadata.boolean("tokenizer.ggml.add_space_prefix").value_or(true);
   spec.chatTemplate = metadata.text("tokenizer.chat_template").value_or("");
   spec.name = metadata.text("general.name").value_or("");
   if (spec.name.empty()) {

@@ -29,6 +29,9 @@ struct ModelSpec {
   // E.g. `Q4_1`; the most frequent matrix type when the file does not say.
   std::string fileType;
   std::string chatTemplate;
+  // SentencePiece only: text at the start and after a special token is read as if a space came
+  // before it.
+  bool spacePrefix = false;
   int32_t layers = 0;
   int32_t heads = 0;
   int32_t kvHeads = 0;

@@ -45,13 +45,13 @@ bool isMarkup(std::string_view text) {
 
 }  // namespace
 
-Tokenizer::Tokenizer(const ModelSpec& spec) {
+Tokenizer::Tokenizer(const ModelSpec& spec) : spacePrefix_(spec.spacePrefix) {
   cpuDevice();
   LogCapture log;
   llama_model_params params = llama_model_default_params();
   params.vocab_only = true;
-  // The space before the first word of a SentencePiece prompt belongs to the prompt, not to each of
-  // the pieces it is tokenized in.
+  // The space that SentencePiece puts before text belongs after special tokens (appendSpecial), not
+  // before each of the pieces that a prompt is tokenized in.
   llama_model_kv_override overrides[2] = {};
   overrides[0].tag = LLAMA_KV_OVERRIDE_TYPE_BOOL;
   std::snprintf(overrides[0].key, sizeof(overrides[0].key), "tokenizer.ggml.add_space_prefix");
@@ -97,6 +97,7 @@ void Tokenizer::classifyTokens() {
     const bool isByte = (attributes & LLAMA_TOKEN_ATTR_BYTE) != 0;
     if (byteToken < 0 || isByte) byteToken = token;
   }
+  callLibrary("\xEF\xBF\xBD", false, replacement_);
 }
 
 Tokenizer::~Tokenizer() { llama_model_free(model_); }
@@ -116,16 +117,17 @@ void Tokenizer::callLibrary(std::string_view text, bool special,
   tokens.resize(before + static_cast<size_t>(std::max(count, 0)));
 }
 
+bool Tokenizer::hasTokensFor(std::string_view bytes) const {
+  return std::all_of(bytes.begin(), bytes.end(),
+                     [&](char c) { return byteTokens_[static_cast<uint8_t>(c)] >= 0; });
+}
+
 void Tokenizer::appendBytes(std::string_view bytes, std::vector<int32_t>& tokens) const {
-  for (char c : bytes) {
-    const int32_t token = byteTokens_[static_cast<uint8_t>(c)];
-    if (token >= 0) {
-      tokens.push_back(token);
-    } else if (bytes != "\xEF\xBF\xBD") {
-      // The vocabulary has no token for this byte: say that something was there.
-      callLibrary("\xEF\xBF\xBD", false, tokens);
-    }
+  if (!hasTokensFor(bytes)) {
+    tokens.insert(tokens.end(), replacement_.begin(), replacement_.end());
+    return;
   }
+  for (char c : bytes) tokens.push_back(byteTokens_[static_cast<uint8_t>(c)]);
 }
 
 // Without reserved tokens: where one comes out, its text is tokenized in two halves instead.
@@ -149,12 +151,25 @@ void Tokenizer::appendPlain(std::string_view text, std::vector<int32_t>& tokens)
   }
 }
 
+void Tokenizer::appendSpecial(std::string_view text, std::vector<int32_t>& tokens) const {
+  if (!spacePrefix_) return callLibrary(text, true, tokens);
+  std::vector<int32_t> found;
+  callLibrary(text, true, found);
+  for (size_t i = 0; i < found.size();) {
+    tokens.push_back(found[i]);
+    if (!isReserved(found[i++])) continue;
+    std::string following;
+    while (i < found.size() && !isReserved(found[i])) following += piece(found[i++], true);
+    if (!following.empty()) callLibrary(" " + following, false, tokens);
+  }
+}
+
 void Tokenizer::tokenizeValid(std::string_view text, bool special,
                               std::vector<int32_t>& tokens) const {
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = pieceEnd(text, begin);
     if (special)
-      callLibrary(text.substr(begin, end - begin), true, tokens);
+      appendSpecial(text.substr(begin, end - begin), tokens);
     else
       appendPlain(text.substr(begin, end - begin), tokens);
     begin = end;
@@ -168,7 +183,8 @@ void Tokenizer::tokenize(std::string_view text, bool special, std::vector<int32_
     size_t length = validCharacter(text, at);
     const bool isSpaceMark =
         sentencePiece_ && length == kSpaceMark.size() && text.substr(at, length) == kSpaceMark;
-    if (length > 0 && !isSpaceMark) {
+    // Libllama would leave out bytes that have no token.
+    if (length > 0 && !isSpaceMark && hasTokensFor(text.substr(at, length))) {
       at += length;
       continue;
     }

@@ -35,8 +35,6 @@ class Tokenizer {
 
   bool isEndOfGeneration(int32_t token) const;
   bool addsBos() const;
-  // Prompts of this vocabulary begin with a space (SentencePiece's dummy prefix).
-  bool addsSpacePrefix() const { return addsSpacePrefix_; }
   // Empty when the vocabulary has none.
   std::string bosText() const;
   std::string eosText() const;
@@ -48,17 +46,21 @@ class Tokenizer {
   void classifyTokens();
   void tokenizeValid(std::string_view text, bool special, std::vector<int32_t>& tokens) const;
   void callLibrary(std::string_view text, bool special, std::vector<int32_t>& tokens) const;
+  void appendSpecial(std::string_view text, std::vector<int32_t>& tokens) const;
   void appendPlain(std::string_view text, std::vector<int32_t>& tokens) const;
   void appendBytes(std::string_view bytes, std::vector<int32_t>& tokens) const;
+  bool hasTokensFor(std::string_view bytes) const;
 
   llama_model* model_ = nullptr;
   const llama_vocab* vocab_ = nullptr;
   int32_t vocabulary_ = 0;
   bool sentencePiece_ = false;
-  bool addsSpacePrefix_ = false;
+  bool spacePrefix_;
   std::vector<bool> reserved_;
   // Token of each byte; -1 when the vocabulary has none.
   std::array<int32_t, 256> byteTokens_{};
+  // Tokens of U+FFFD.
+  std::vector<int32_t> replacement_;
 };
 
 }  // namespace longsight

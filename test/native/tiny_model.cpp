@@ -59,6 +59,41 @@ void addTokenizer(gguf_context* gguf) {
   gguf_set_val_u32(gguf, "tokenizer.ggml.eos_token_id", static_cast<uint32_t>(firstSpecial + 1));
 }
 
+// Tokens 0 to 2 are <unk>, <s> and </s>, then come the bytes. Merging letter by letter could make
+// "<s>".
+void addSentencePiece(gguf_context* gguf, bool byteTokens) {
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  std::vector<int32_t> types = {2, 3, 3};
+  if (byteTokens)
+    for (int byte = 0; byte < 256; ++byte) {
+      char text[8];
+      std::snprintf(text, sizeof(text), "<0x%02X>", byte);
+      tokens.push_back(text);
+      types.push_back(6);
+    }
+  for (const char* text :
+       {"\u2581", "t", "h", "e", "<", "s", ">", "/", "<s", "th", "the", "\u2581the", "x"}) {
+    tokens.push_back(text);
+    types.push_back(1);
+  }
+  tokens.push_back("<|user|>");
+  types.push_back(4);
+  while (tokens.size() < static_cast<size_t>(kTinyVocabulary)) {
+    tokens.push_back("[unused " + std::to_string(tokens.size()) + "]");
+    types.push_back(5);
+  }
+  std::vector<float> scores;
+  for (size_t i = 0; i < tokens.size(); ++i) scores.push_back(static_cast<float>(tokens[i].size()));
+  std::vector<const char*> texts;
+  for (const std::string& token : tokens) texts.push_back(token.c_str());
+  gguf_set_val_str(gguf, "tokenizer.ggml.model", "llama");
+  gguf_set_arr_str(gguf, "tokenizer.ggml.tokens", texts.data(), texts.size());
+  gguf_set_arr_data(gguf, "tokenizer.ggml.scores", GGUF_TYPE_FLOAT32, scores.data(), scores.size());
+  gguf_set_arr_data(gguf, "tokenizer.ggml.token_type", GGUF_TYPE_INT32, types.data(), types.size());
+  gguf_set_val_u32(gguf, "tokenizer.ggml.bos_token_id", 1);
+  gguf_set_val_u32(gguf, "tokenizer.ggml.eos_token_id", 2);
+}
+
 struct ContextCloser {
   void operator()(ggml_context* context) const { ggml_free(context); }
   void operator()(gguf_context* context) const { gguf_free(context); }
@@ -111,7 +146,10 @@ void writeTinyModel(const std::string& path, const TinyModel& model) {
       model.heads * model.headDim, model.heads,      model.kvHeads, model.headDim, model.layers,
       model.contextTokens,         model.feedForward};
   addShape(gguf.get(), shape);
-  addTokenizer(gguf.get());
+  if (model.sentencePiece)
+    addSentencePiece(gguf.get(), model.byteTokens);
+  else
+    addTokenizer(gguf.get());
 
   const std::unique_ptr<ggml_context, ContextCloser> context(
       ggml_init({size_t{64} << 20, nullptr, /*no_alloc=*/false}));

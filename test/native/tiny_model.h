@@ -21,6 +21,9 @@ struct TinyModel {
   bool tiedOutput = false;
   bool biases = false;
   bool ropeFactors = false;
+  // A SentencePiece vocabulary instead of byte-level BPE; without its byte tokens it is broken.
+  bool sentencePiece = false;
+  bool byteTokens = true;
   // Last changes to the metadata before it is written.
   std::function<void(gguf_context*)> change;
 };
