@@ -160,12 +160,20 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
   ledger_.truncate(work.reused);
 
   const auto start = Clock::now();
-  double predictedMs = 0, predictedDoneMs = 0, lastReportMs = -kProgressEveryMs;
-  for (const Segment& piece : work.pieces)
-    predictedMs += prediction_.segmentMs(piece, prompt.params);
+  double lastReportMs = -kProgressEveryMs;
+  auto predicted = [&](std::span<const Segment> pieces) {
+    double ms = 0;
+    for (const Segment& piece : pieces) ms += prediction_.segmentMs(piece, prompt.params);
+    return ms;
+  };
+  const double predictedMs = predicted(work.pieces);
 
-  for (const Segment& piece : work.pieces) {
+  for (size_t index = 0; index < work.pieces.size(); ++index) {
+    const Segment& piece = work.pieces[index];
+    // What was seen so far has corrected the prediction: past and future by the same measure.
     const double pieceMs = prediction_.segmentMs(piece, prompt.params);
+    const double beforeMs = predicted(std::span(work.pieces).first(index));
+    const double afterMs = predicted(std::span(work.pieces).subspan(index + 1));
     auto report = [&](double share) {
       const double elapsedMs = msSince(start);
       const bool isLast = share >= 1 && piece.end == count;
@@ -176,8 +184,8 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
                       static_cast<int64_t>(share * static_cast<double>(piece.end - piece.begin));
       progress.total = count - work.reused;
       progress.tokensPerSecond = perSecond(progress.done, elapsedMs);
-      const double predictedSoFarMs = predictedDoneMs + share * pieceMs;
-      const double leftMs = std::max(0.0, predictedMs - predictedSoFarMs);
+      const double predictedSoFarMs = beforeMs + share * pieceMs;
+      const double leftMs = (1 - share) * pieceMs + afterMs;
       // Scaled by how the prediction has held so far, once there is something to compare.
       if (predictedSoFarMs > 0 && elapsedMs > 500)
         progress.etaMs = leftMs * elapsedMs / predictedSoFarMs;
@@ -203,7 +211,6 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
     prediction_.observe(piece, prompt.params, backend_->times().linearMs - before.linearMs,
                         backend_->times().attentionMs - before.attentionMs);
     ledger_.append(piece, request.tokens, prompt.params, request.outputBegin, std::move(attention));
-    predictedDoneMs += pieceMs;
   }
   return {count, work.reused, count - work.reused, predictedMs};
 }
