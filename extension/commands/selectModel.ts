@@ -43,7 +43,9 @@ export function selectModelCommand(read: () => ModelSettings, find: FindModels) 
       .then((found) => {
         pick.busy = false;
         pick.placeholder =
-          found.length === 0 ? 'No GGUF file was found: browse for one' : 'Model that answers';
+          found.length === 0 && settings.modelPath === ''
+            ? 'No GGUF file was found: browse for one'
+            : 'Model that answers';
         pick.items = toQuickPick(found, settings.modelPath);
         const current = pick.items.find((item) => item.path === settings.modelPath);
         if (current !== undefined) pick.activeItems = [current];
