@@ -22,6 +22,25 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+constexpr int64_t kProbeFlop = 50'000'000'000;
+constexpr int64_t kLeastProbeRows = 64;
+
+// Mean time of run(), after one that pays for page faults and for waking the threads; over at least
+// 100 ms, so that the share of the processor that other programs take is in it. Ends early when
+// run() says false.
+template <typename Run>
+double meanMs(const Run& run) {
+  double totalMs = 0;
+  int runs = 0;
+  if (!run()) return 0;
+  while (runs < 2 || totalMs < 100) {
+    const Stopwatch stopwatch(totalMs);
+    if (!run()) return 0;
+    ++runs;
+  }
+  return totalMs / runs;
+}
+
 }  // namespace
 
 CpuBackend::CpuBackend(std::shared_ptr<const Weights> weights, int64_t capacityRows,
@@ -132,7 +151,11 @@ bool CpuBackend::logits(const float* states, int64_t rows, float* out, const Can
 CpuBackend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) {
   const ForwardTimes before = times_;
   const int64_t columns = std::min<int64_t>(capacityRows(), 1024);
-  const int64_t rows = std::min<int64_t>(256, columns);
+  // A whole block, as prefill has them, unless one layer of it already takes a second or so.
+  const int64_t flopPerRow = 2 * static_cast<int64_t>(spec().embedding) *
+                             (3 * int64_t{spec().feedForward} + 2 * activations_.queryWidth());
+  const int64_t rows = std::min(
+      {columns, TransformerLayers::kBlockRows, std::max(kProbeFlop / flopPerRow, kLeastProbeRows)});
   // Keys and values of the probe's rows go where the cache holds nothing yet; in a full cache there
   // is no such place, and then nothing is left to predict.
   const int64_t freeRows = std::min(rows, capacityRows() - usedRows);
@@ -145,23 +168,14 @@ CpuBackend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) 
   if (!layers_.embed(block, tokens, cache_, true, cancel)) return speed;
   std::memset(activations_.attention(0), 0,
               static_cast<size_t>(rows * activations_.queryWidth()) * sizeof(float));
-  // The first of two runs pays for page faults and for waking the threads.
-  double linearMs = 0, attentionMs = 0;
-  for (int run = 0; run < 2; ++run) {
-    linearMs = 0;
-    const Stopwatch stopwatch(linearMs);
-    if (!layers_.advance(block, 0, cache_, true, cancel)) return speed;
-  }
+  const double linearMs = meanMs([&] { return layers_.advance(block, 0, cache_, true, cancel); });
   Segment segment;
   segment.begin = columns - freeRows;
   segment.end = columns;
   const SampleAttentionParams params;
   std::vector<HeadAttention> heads;
-  for (int run = 0; run < 2; ++run) {
-    times_.attentionMs = 0;
-    if (!attend(segment, 0, segment.begin, segment.begin, params, cancel, heads)) break;
-  }
-  attentionMs = times_.attentionMs;
+  const double attentionMs = meanMs(
+      [&] { return attend(segment, 0, segment.begin, segment.begin, params, cancel, heads); });
   times_ = before;
   const double pairs = static_cast<double>(freeRows) *
                        (static_cast<double>(segment.begin + segment.end) + 1) / 2 * spec().heads;
