@@ -89,7 +89,7 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
       modelName: modelName(readModelSettings(read).modelPath),
       folders: openFolders().map((folder) => folder.name),
     }),
-    onMessage: (message) => void act(message),
+    onMessage: (message) => void act(message).catch((error: unknown) => log.error(String(error))),
   });
 
   const register = vscode.commands.registerCommand;

@@ -32,9 +32,6 @@ export async function perform(message: FromChat, targets: ActionTargets): Promis
       if (answer !== undefined) await copy(answer);
       return;
     }
-    case 'copyText':
-      await copy(message.text);
-      return;
     case 'showStats': {
       const entry = asking.conversation.get(message.id);
       if (entry?.stats) targets.showStats({ question: entry.question, stats: entry.stats });

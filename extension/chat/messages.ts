@@ -28,7 +28,6 @@ export type FromChat =
   | { type: 'choose'; id: number; choice: Choice }
   | { type: 'openCitation'; id: number; index: number }
   | { type: 'copy'; id: number }
-  | { type: 'copyText'; text: string }
   | { type: 'remedy'; id: number; remedy: Remedy }
   | { type: 'showStats'; id: number }
   | { type: 'selectModel' };
@@ -89,10 +88,6 @@ export function parseFromChat(value: unknown): FromChat | undefined {
     case 'ask':
       return typeof message.question === 'string'
         ? { type: 'ask', question: message.question }
-        : undefined;
-    case 'copyText':
-      return typeof message.text === 'string'
-        ? { type: 'copyText', text: message.text }
         : undefined;
     case 'stop':
     case 'copy':

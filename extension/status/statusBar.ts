@@ -15,7 +15,6 @@ export class StatusBar implements vscode.Disposable {
       0,
     );
     this.item.name = 'Longsight';
-    this.item.command = 'longsight.showStats';
     this.update(conversation);
     this.item.show();
   }
@@ -32,6 +31,7 @@ export class StatusBar implements vscode.Disposable {
     if (key === this.shown) return;
     this.shown = key;
     this.item.text = status.text;
+    this.item.command = status.opens === 'chat' ? 'longsight.chat.focus' : 'longsight.showStats';
     const tooltip = new vscode.MarkdownString();
     status.tooltip.forEach((line, index) => {
       if (index > 0) tooltip.appendMarkdown('\n\n');

@@ -22,6 +22,8 @@ export interface StatusText {
   tooltip: string[];
   /** For screen readers: the text without icons. */
   label: string;
+  /** Where a click leads: to the figures, or to where something has to be decided. */
+  opens: 'stats' | 'chat';
 }
 
 const openStats = 'Click for statistics.';
@@ -57,7 +59,7 @@ export function statusText(entries: readonly Entry[]): StatusText {
       ]);
     }
     case 'confirming':
-      return status(
+      return leadToChat(
         '$(question)',
         `About ${formatEstimate(current.confirmation?.predictedPrefillMs ?? 0)}: start?`,
         [
@@ -80,7 +82,7 @@ export function statusText(entries: readonly Entry[]): StatusText {
         openStats,
       ]);
     case 'failed':
-      return status('$(error)', 'Longsight failed', [
+      return leadToChat('$(error)', 'Longsight failed', [
         current.error === null ? 'Unknown error.' : errorText(current.error),
       ]);
   }
@@ -113,7 +115,12 @@ function status(icon: string, text: string, tooltip: string[]): StatusText {
     text: `${icon} ${text}`,
     tooltip,
     label: text.startsWith('Longsight') ? text : `Longsight: ${text}`,
+    opens: 'stats',
   };
+}
+
+function leadToChat(icon: string, text: string, tooltip: string[]): StatusText {
+  return { ...status(icon, text, [...tooltip, 'Click to open the chat.']), opens: 'chat' };
 }
 
 function shorten(question: string): string {

@@ -13,6 +13,7 @@ export class EntryView {
   private readonly files = el('div', { class: 'files' });
   private readonly progress = el('div', { class: 'progress' });
   private readonly progressLabel = el('span', { class: 'progress-label' });
+  private readonly cancel: HTMLButtonElement;
   private readonly bar = el('div', { class: 'bar', role: 'progressbar', 'aria-label': 'Progress' });
   private readonly fill = el('div', { class: 'bar-fill' });
   private readonly answer = el('div', { class: 'answer', 'aria-live': 'polite' });
@@ -26,7 +27,13 @@ export class EntryView {
     private readonly send: (message: FromChat) => void,
   ) {
     this.bar.append(this.fill);
-    this.progress.append(this.progressLabel, this.bar);
+    this.cancel = button('Cancel', 'link', () => send({ type: 'stop', id: this.entry.id }), {
+      title: 'Do not ask this question',
+    });
+    this.progress.append(
+      el('div', { class: 'progress-row' }, this.progressLabel, this.cancel),
+      this.bar,
+    );
     this.element = el(
       'article',
       { class: 'entry', 'data-id': String(entry.id) },
@@ -63,6 +70,8 @@ export class EntryView {
     this.progress.hidden = state !== 'running';
     if (state !== 'running') return;
     setText(this.progressLabel, progressText(progress));
+    // One that runs is stopped below; one that waits, only here.
+    this.cancel.hidden = progress.phase !== 'queue';
     const known = progress.share !== null && progress.phase !== 'decode';
     this.bar.classList.toggle('unknown', !known);
     const percent = Math.round(Math.min(1, progress.share ?? 0) * 100);

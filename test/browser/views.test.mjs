@@ -124,9 +124,18 @@ describe('the views in a workbench', function () {
     assert.equal(await input.inputValue(), '');
     await chat.locator('.progress-label', { hasText: /Prefill \d+% · \d+ s/ }).waitFor();
     await workbench.status.filter({ hasText: /Prefill \d+% · \d+ s/ }).waitFor();
+    // A second question waits, and can be taken back alone.
+    await page.keyboard.type('And another one');
+    await page.keyboard.press('Enter');
+    const waiting = chat.locator('.entry').nth(1);
+    await waiting.locator('.progress-label', { hasText: 'Waiting for 1 question' }).waitFor();
     await workbench.screenshot('views-running-dark');
+    await waiting.locator('button', { hasText: 'Cancel' }).click();
+    await chat.locator('.entry[data-state="stopped"]').nth(0).waitFor();
+    assert.equal(await chat.locator('.entry').nth(0).getAttribute('data-state'), 'running');
+    await chat.locator('.question-input').focus();
     await page.keyboard.press('Escape');
-    await chat.locator('.entry[data-state="stopped"]').waitFor();
+    await chat.locator('.entry[data-state="stopped"]').nth(1).waitFor();
     await workbench.status.filter({ hasText: 'Stopped' }).waitFor();
   });
 

@@ -8,7 +8,6 @@ describe('chat/messages', () => {
       { type: 'ready' },
       { type: 'selectModel' },
       { type: 'ask', question: 'Why?' },
-      { type: 'copyText', text: 'x' },
       { type: 'stop', id: 1 },
       { type: 'copy', id: 1 },
       { type: 'showStats', id: 1 },

@@ -47,12 +47,14 @@ describe('status/statusText', () => {
       }),
     );
     assert.equal(status().text, '$(question) About 14 min: start?');
+    assert.equal(status().opens, 'chat');
   });
 
   it('ends with time to first token and density', () => {
     const { id } = conversation.begin('Why?');
     conversation.apply(id, resultEvent('So.'));
     assert.equal(status().text, '$(telescope) TTFT 3.2 s · 41% attention');
+    assert.equal(status().opens, 'stats');
     assert.ok(status().tooltip.some((line) => line.includes('16% where it was sparse')));
     assert.ok(status().tooltip.some((line) => line.includes('4,096 tokens reused')));
   });
@@ -65,7 +67,11 @@ describe('status/statusText', () => {
       action: 'Select one.',
     });
     assert.equal(status().text, '$(error) Longsight failed');
-    assert.deepEqual(status().tooltip, ['No model is chosen. Select one.']);
+    assert.deepEqual(status().tooltip, [
+      'No model is chosen. Select one.',
+      'Click to open the chat.',
+    ]);
+    assert.equal(status().opens, 'chat');
   });
 
   it('is calm after a stop', () => {
