@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import {
   chmodSync,
   copyFileSync,
+  cpSync,
   mkdirSync,
   openSync,
   closeSync,
@@ -13,7 +14,7 @@ import {
 import path from 'node:path';
 import type { EngineErrorInfo } from '../../extension/engine/protocol';
 import { GgufHeader } from './support/gguf';
-import { cli, temporaryFolder, testModel, writeFiles } from './support/longsight';
+import { cli, dist, temporaryFolder, testModel, writeFiles } from './support/longsight';
 
 /** Everything here fails before or right after the model's header is read: seconds in all. */
 describe('integration: errors that users can act on', function () {
@@ -21,10 +22,18 @@ describe('integration: errors that users can act on', function () {
   const folder = temporaryFolder();
   const model = testModel();
   let workspace: string;
+  /** As root nothing is unreadable, so these tests run as somebody else. */
+  const nobody = process.getuid?.() === 0 ? 65534 : undefined;
+  let bundle = dist;
+  const asNobody = () => (nobody === undefined ? {} : { uid: nobody, gid: nobody, cwd: folder() });
   before(() => {
     workspace = writeFiles(path.join(folder(), 'project'), { 'a.ts': 'export const a = 1;\n' });
-    // Another user reads some of this.
+    // Another user reads some of this, and may not see into the repository.
     chmodSync(folder(), 0o755);
+    if (nobody === undefined) return;
+    bundle = path.join(folder(), 'installed', 'dist');
+    cpSync(dist, bundle, { recursive: true });
+    copyFileSync(path.join(dist, '..', 'package.json'), path.join(bundle, '..', 'package.json'));
   });
 
   const asking = (over: Record<string, string> = {}, ...more: string[]) => [
@@ -38,8 +47,8 @@ describe('integration: errors that users can act on', function () {
     }).flatMap(([name, value]) => [`--${name}`, value]),
     ...['--max-tokens', '2', '--json', ...more],
   ];
-  const failing = async (args: string[], uid?: number): Promise<EngineErrorInfo> => {
-    const { status, stdout, stderr } = await cli(args, uid === undefined ? {} : { uid, gid: uid });
+  const failing = async (args: string[], options = {}): Promise<EngineErrorInfo> => {
+    const { status, stdout, stderr } = await cli(args, options, bundle);
     assert.equal(status, 1, stdout + stderr);
     assert.match(stdout, /^\{[^\n]*\}\n$/);
     const { error } = JSON.parse(stdout);
@@ -47,7 +56,6 @@ describe('integration: errors that users can act on', function () {
     assert.ok(!/\n +at /.test(stderr), stderr);
     return error;
   };
-  const nobody = process.getuid?.() === 0 ? 65534 : undefined;
 
   it('no model', async () => {
     const { status, stdout } = await cli(asking({ model: '' }), {
@@ -65,7 +73,7 @@ describe('integration: errors that users can act on', function () {
     assert.equal((await failing(asking({ model: folder() }))).code, 'notGguf');
     const locked = path.join(folder(), 'locked.gguf');
     writeFileSync(locked, 'GGUF', { mode: 0o000 });
-    assert.equal((await failing(asking({ model: locked }), nobody)).code, 'unreadableFile');
+    assert.equal((await failing(asking({ model: locked }), asNobody())).code, 'unreadableFile');
   });
 
   it('a foreign file', async () => {
@@ -147,7 +155,7 @@ describe('integration: errors that users can act on', function () {
     assert.equal((await failing(of(empty))).code, 'emptyWorkspace');
     const locked = path.join(folder(), 'locked');
     mkdirSync(locked, { mode: 0o000 });
-    assert.equal((await failing(of(locked), nobody)).code, 'unreadableFile');
+    assert.equal((await failing(of(locked), asNobody())).code, 'unreadableFile');
   });
 
   it('an unreadable file: listed as left out, and refused with --strict', async () => {
@@ -156,13 +164,11 @@ describe('integration: errors that users can act on', function () {
       'locked.ts': 'export const b = 2;\n',
     });
     chmodSync(path.join(project, 'locked.ts'), 0o000);
-    const options = nobody === undefined ? {} : { uid: nobody, gid: nobody };
-    // The other user may not see into this user's folders.
     const readable = path.join(folder(), 'model.gguf');
     copyFileSync(model, readable);
     chmodSync(readable, 0o644);
     const pack = ['pack', '--workspace', project, '--model', readable, '--json'];
-    const packed = await cli(pack, options);
+    const packed = await cli(pack, asNobody(), bundle);
     assert.equal(packed.status, 0, packed.stderr);
     const locked = JSON.parse(packed.stdout).files.find(
       (file: { path: string }) => file.path === 'locked.ts',
@@ -171,7 +177,7 @@ describe('integration: errors that users can act on', function () {
     assert.match(locked.reason, /unreadable.*EACCES/);
     const error = await failing(
       asking({ workspace: project, model: readable }, '--strict'),
-      nobody,
+      asNobody(),
     );
     assert.equal(error.code, 'unreadableFile');
     assert.ok(error.message.includes('locked.ts'));
