@@ -47,7 +47,7 @@ struct Workspace {
   HeadStats* stats;
   int32_t* indices;
   int32_t* before;
-  int32_t* unitOrder;   // (segment * kvHeads + kvHead), most work first
+  int32_t* unitOrder;    // (segment * kvHeads + kvHead), most work first
   float2* auditPartial;  // (maximum, sum) by [key split][packed audit row]
   float* coverage;
 };

@@ -1,12 +1,11 @@
 // Checks, workspace layout and the choice of implementation.
-#include "sample_attention.h"
-
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
 
 #include "chunk_layout.h"
+#include "sample_attention.h"
 
 namespace longsight::cuda {
 namespace {
@@ -75,8 +74,8 @@ std::string validate(const Chunk& chunk) {
              ") is empty or outside 0 to 2^30";
     }
     if (i > 0 && segment.begin != chunk.segments[i - 1].end) {
-      return "segment " + text(i) + " begins at " + text(segment.begin) + ", the one before ends at " +
-             text(chunk.segments[i - 1].end);
+      return "segment " + text(i) + " begins at " + text(segment.begin) +
+             ", the one before ends at " + text(chunk.segments[i - 1].end);
     }
     if (!segment.dense && (segment.stride < 1 || segment.windowTokens < 1)) {
       return "sparse segment " + text(i) + " has stride " + text(segment.stride) + " and window " +
@@ -122,8 +121,8 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
     segment.remoteBlocks =
         static_cast<int32_t>(windowStart(source.end - 1, segment.windowTokens) / kTileRows);
     // The longest list that is not given up, and the sinks; in whole tiles of indices.
-    const auto longest = static_cast<int64_t>(
-        std::floor(options.maxListShare * static_cast<double>(source.end)));
+    const auto longest =
+        static_cast<int64_t>(std::floor(options.maxListShare * static_cast<double>(source.end)));
     segment.listCapacity = static_cast<int32_t>(alignUp(
         std::min<int64_t>(longest, int64_t{segment.remoteBlocks} * kTileRows) + options.sinkTokens,
         128));
@@ -242,14 +241,13 @@ bool takesWgmma(const LaunchContext& context, Path path) {
 
 cudaError_t launchPeakVotes(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                             cudaStream_t stream) {
-  return withContext(chunk, tensors, workspace, stream,
-                     [&](const LaunchContext& context, bool sparse) {
-                       if (!sparse) return cudaSuccess;
-                       const cudaError_t error = launchAnchors(context);
-                       if (error != cudaSuccess) return error;
-                       return takesWgmma(context, path) ? launchVotesWgmma(context)
-                                                        : launchVotesMmaSync(context);
-                     });
+  return withContext(
+      chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool sparse) {
+        if (!sparse) return cudaSuccess;
+        const cudaError_t error = launchAnchors(context);
+        if (error != cudaSuccess) return error;
+        return takesWgmma(context, path) ? launchVotesWgmma(context) : launchVotesMmaSync(context);
+      });
 }
 
 cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream) {
@@ -259,11 +257,9 @@ cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t 
 
 cudaError_t launchAttend(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                          cudaStream_t stream) {
-  return withContext(chunk, tensors, workspace, stream,
-                     [&](const LaunchContext& context, bool) {
-                       return takesWgmma(context, path) ? launchAttendWgmma(context)
-                                                        : launchAttendMmaSync(context);
-                     });
+  return withContext(chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool) {
+    return takesWgmma(context, path) ? launchAttendWgmma(context) : launchAttendMmaSync(context);
+  });
 }
 
 cudaError_t launchAudit(const Chunk& chunk, const Tensors& tensors, void* workspace,

@@ -3,7 +3,8 @@
 //
 // Every launcher only enqueues work on the caller's stream and current device: it never
 // synchronises, allocates or copies, so a sequence of them can be captured into a graph. It returns
-// cudaErrorInvalidValue when validate() finds fault with its arguments, otherwise the launch's error.
+// cudaErrorInvalidValue when validate() finds fault with its arguments, otherwise the launch's
+// error.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -84,11 +85,11 @@ int64_t workspaceBytes(const Chunk& chunk);
 
 // Where things lie in the workspace, for tests and statistics; byte offsets.
 struct WorkspaceOffsets {
-  int64_t votes;      // bit masks, uint32 [segment][head][columns / 32]
-  int64_t stats;      // HeadStats [segment][head]
-  int64_t indices;    // int32 lists, sinks first
-  int64_t before;     // int32 [segment][head][128-blocks + 1]
-  int64_t coverage;   // float [segment][auditRows][head], -1 where there is no audit row
+  int64_t votes;     // bit masks, uint32 [segment][head][columns / 32]
+  int64_t stats;     // HeadStats [segment][head]
+  int64_t indices;   // int32 lists, sinks first
+  int64_t before;    // int32 [segment][head][128-blocks + 1]
+  int64_t coverage;  // float [segment][auditRows][head], -1 where there is no audit row
   int64_t maskWords(int32_t segment, int32_t head) const;    // first word of a mask, from votes
   int64_t listBegin(int32_t segment, int32_t head) const;    // first entry, from indices
   int64_t countsBegin(int32_t segment, int32_t head) const;  // first entry, from before

@@ -1,8 +1,8 @@
 // Stage 3 on mma.sync, for every architecture from sm_80 on: four warps of 32 rows each. The loop
-// follows FlashAttention-2 (arXiv 2307.08691): one buffer for keys and one for values; the values of
-// a tile are copied while its scores are computed, the keys of the next while it is multiplied with
-// its values. A tile is 64 columns: of the run, from the diagonal backwards, or of the list, whose
-// rows are gathered one by one.
+// follows FlashAttention-2 (arXiv 2307.08691): one buffer for keys and one for values; the values
+// of a tile are copied while its scores are computed, the keys of the next while it is multiplied
+// with its values. A tile is 64 columns: of the run, from the diagonal backwards, or of the list,
+// whose rows are gathered one by one.
 #include "attend/tile_work.cuh"
 #include "device/mma_sm80.cuh"
 
@@ -57,7 +57,8 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     const int position = work.tileRow + row;
     const bool valid = position >= work.rowBegin && position < work.rowEnd;
     const int64_t source =
-        valid ? (int64_t(position - layout.begin) * layout.heads + work.head) * kDim + piece * 8 : 0;
+        valid ? (int64_t(position - layout.begin) * layout.heads + work.head) * kDim + piece * 8
+              : 0;
     copyAsync16(queryTile + tileOffset<kDim, int(kTileRows)>(row, piece), queries + source, valid);
   }
 
@@ -88,8 +89,9 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     }
     copyAsyncCommit();
   };
-  // Addresses of this thread's matrix rows at k = 0 (n = 0 for values). Since the swizzle only flips
-  // address bits 4 to 6, step k is at (address ^ k % 4 * 32), in the block k / 4 of 64 elements.
+  // Addresses of this thread's matrix rows at k = 0 (n = 0 for values). Since the swizzle only
+  // flips address bits 4 to 6, step k is at (address ^ k % 4 * 32), in the block k / 4 of 64
+  // elements.
   const uint32_t queryRow =
       queryTile + tileOffset<kDim, int(kTileRows)>(warp * 32 + lane % 16, lane / 16);
   const uint32_t keyRow =
@@ -138,8 +140,8 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     const int runColumn = (runLast - tile) * kColumns;
     const bool inRun = tile < runTiles;
     const int listLeft = work.listed - (tile - runTiles) * kColumns;
-    const bool masked = inRun ? runColumn + kColumns > work.tileRow + warpRow + 1
-                              : listLeft < kColumns;
+    const bool masked =
+        inRun ? runColumn + kColumns > work.tileRow + warpRow + 1 : listLeft < kColumns;
     float rescale[2][2];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -220,13 +222,12 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
       if (position < work.rowBegin || position >= work.rowEnd) continue;
       const float inverse = 1.0f / total;
       const int64_t row = position - layout.begin;
-      T* target = static_cast<T*>(tensors.output) + (row * layout.heads + work.head) * kDim +
-                  lane % 4 * 2;
+      T* target =
+          static_cast<T*>(tensors.output) + (row * layout.heads + work.head) * kDim + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        *reinterpret_cast<uint32_t*>(target + n * 8) =
-            packPair<T>(accumulated[m][n][2 * half] * inverse,
-                        accumulated[m][n][2 * half + 1] * inverse);
+        *reinterpret_cast<uint32_t*>(target + n * 8) = packPair<T>(
+            accumulated[m][n][2 * half] * inverse, accumulated[m][n][2 * half + 1] * inverse);
       }
       if (tensors.logSumExp != nullptr && lane % 4 == 0) {
         tensors.logSumExp[int64_t(work.head) * (layout.end - layout.begin) + row] =

@@ -54,7 +54,8 @@ __device__ __forceinline__ TileCounts countTiles(const TileWork& work) {
   return {run, run + (work.listed + kColumns - 1) / kColumns};
 }
 
-// ---- producer ------------------------------------------------------------------------------------
+// ---- producer
+// ------------------------------------------------------------------------------------
 template <class T, int kDim>
 __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const TileWork& work,
                                         const CUtensorMap& keyMap, const CUtensorMap& valueMap,
@@ -136,7 +137,8 @@ __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const Ti
   }
 }
 
-// ---- consumers -----------------------------------------------------------------------------------
+// ---- consumers
+// -----------------------------------------------------------------------------------
 template <class T, int kDim>
 __device__ __forceinline__ void issueScores(float (&scores)[64], uint32_t queryTile,
                                             uint32_t keyTile) {
@@ -151,8 +153,8 @@ __device__ __forceinline__ void issueScores(float (&scores)[64], uint32_t queryT
 }
 
 template <class T, int kDim>
-__device__ __forceinline__ void issueOutput(float (&output)[kDim / 2], const uint32_t (&weights)[32],
-                                            uint32_t valueTile) {
+__device__ __forceinline__ void issueOutput(float (&output)[kDim / 2],
+                                            const uint32_t (&weights)[32], uint32_t valueTile) {
   wgmmaFence();
 #pragma unroll
   for (int k = 0; k < kColumns / 16; ++k) {
@@ -322,9 +324,8 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
     T* target = output + (row * place.heads + work.head) * kDim + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      *reinterpret_cast<uint32_t*>(target + j * 8) =
-          packPair<T>(accumulated[4 * j + 2 * half] * inverse,
-                      accumulated[4 * j + 2 * half + 1] * inverse);
+      *reinterpret_cast<uint32_t*>(target + j * 8) = packPair<T>(
+          accumulated[4 * j + 2 * half] * inverse, accumulated[4 * j + 2 * half + 1] * inverse);
     }
     if (logSumExp != nullptr && lane % 4 == 0) {
       logSumExp[work.head * place.rows + row] = (maximum[half] * scaleLog2 + log2f(total)) * kLn2;
@@ -333,10 +334,11 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
 }
 
 template <class T, int kDim>
-__global__ __launch_bounds__(kThreads, 1) void attend(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
-    const __grid_constant__ CUtensorMap keyMap, const __grid_constant__ CUtensorMap valueMap,
-    const __grid_constant__ Tensors tensors) {
+__global__ __launch_bounds__(kThreads, 1) void attend(const __grid_constant__ ChunkLayout layout,
+                                                      const Workspace workspace,
+                                                      const __grid_constant__ CUtensorMap keyMap,
+                                                      const __grid_constant__ CUtensorMap valueMap,
+                                                      const __grid_constant__ Tensors tensors) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   auto& shared = *reinterpret_cast<SharedMemoryPlan<kDim>*>(sharedBytes);
   TileWork work;
@@ -366,7 +368,8 @@ __global__ __launch_bounds__(kThreads, 1) void attend(
   }
 }
 
-// ---- launch --------------------------------------------------------------------------------------
+// ---- launch
+// --------------------------------------------------------------------------------------
 using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
                                  const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
                                  const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,

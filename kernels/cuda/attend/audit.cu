@@ -22,9 +22,10 @@ __device__ int auditRow(const SegmentLayout& segment, int auditRows, int i) {
 // Packed rows are [segment][audit row][head of the group], in chunks of kSumRows.
 // Block (chunk, KV head, split of the columns).
 template <class T, int kDim>
-__global__ __launch_bounds__(kSumThreads) void auditSums(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace, const T* queries,
-    const T* keys, int64_t capacityRows, float scale) {
+__global__ __launch_bounds__(kSumThreads) void auditSums(const __grid_constant__ ChunkLayout layout,
+                                                         const Workspace workspace,
+                                                         const T* queries, const T* keys,
+                                                         int64_t capacityRows, float scale) {
   extern __shared__ char sharedBytes[];
   auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim>*>(sharedBytes);
   const int kvHead = blockIdx.y;

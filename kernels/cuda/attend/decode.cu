@@ -1,6 +1,6 @@
-// Decode: 1 to 16 rows over a long cache, bound by reading it. The columns are split over blocks and
-// within a block over warps, each with its own pipeline of 16 columns a step; partial outputs meet
-// in shared memory, then in a second kernel, in a fixed order.
+// Decode: 1 to 16 rows over a long cache, bound by reading it. The columns are split over blocks
+// and within a block over warps, each with its own pipeline of 16 columns a step; partial outputs
+// meet in shared memory, then in a second kernel, in a fixed order.
 #include <algorithm>
 
 #include "chunk_layout.h"
@@ -140,8 +140,8 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
-      loadMatrix4(b, keyTile + tileOffset<kDim, kColumns>(lane % 8 + lane / 16 * 8,
-                                                          k * 2 + lane / 8 % 2));
+      loadMatrix4(
+          b, keyTile + tileOffset<kDim, kColumns>(lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
       mma16x8x16<T>(scores[0], q[k], b[0], b[1]);
       mma16x8x16<T>(scores[1], q[k], b[2], b[3]);
     }
@@ -183,8 +183,8 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
 #pragma unroll
     for (int n = 0; n < kDim / 16; ++n) {
       uint32_t b[4];
-      loadMatrix4Transposed(
-          b, valueTile + tileOffset<kDim, kColumns>(lane % 16, n * 2 + lane / 16));
+      loadMatrix4Transposed(b,
+                            valueTile + tileOffset<kDim, kColumns>(lane % 16, n * 2 + lane / 16));
       mma16x8x16<T>(output[2 * n], weights, b[0], b[1]);
       mma16x8x16<T>(output[2 * n + 1], weights, b[2], b[3]);
     }
@@ -267,11 +267,12 @@ cudaError_t launch(const DecodeTask& task, void* workspace, cudaStream_t stream)
   constexpr int kBytes = sizeof(SharedMemoryPlan<T, kDim>);
   const cudaError_t error = allowShared(decodeSplit<T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
-  decodeSplit<T, kDim><<<dim3(layout.splits, layout.kvHeads, layout.packedBlocks), kThreads, kBytes,
-                         stream>>>(layout, partials, task.tensors);
+  decodeSplit<T, kDim>
+      <<<dim3(layout.splits, layout.kvHeads, layout.packedBlocks), kThreads, kBytes, stream>>>(
+          layout, partials, task.tensors);
   if (const cudaError_t failed = cudaGetLastError(); failed != cudaSuccess) return failed;
-  combineSplits<T, kDim><<<layout.rows * layout.heads, kDim, 0, stream>>>(layout, partials,
-                                                                         task.tensors);
+  combineSplits<T, kDim>
+      <<<layout.rows * layout.heads, kDim, 0, stream>>>(layout, partials, task.tensors);
   return cudaGetLastError();
 }
 

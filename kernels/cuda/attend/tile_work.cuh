@@ -38,8 +38,7 @@ __device__ inline bool findTileWork(const ChunkLayout& layout, const Workspace& 
   work.list = nullptr;
   if (segment.stride > 0 && workspace.stats[segmentIndex * layout.heads + work.head].dense == 0) {
     work.runBegin = static_cast<int>(windowStart(work.tileRow, segment.windowTokens));
-    work.list =
-        workspace.indices + segment.listBegin + int64_t(work.head) * segment.listCapacity;
+    work.list = workspace.indices + segment.listBegin + int64_t(work.head) * segment.listCapacity;
     work.listed = workspace.before[segment.countBegin + int64_t(work.head) * (segment.blocks + 1) +
                                    work.runBegin / kTileRows];
   }

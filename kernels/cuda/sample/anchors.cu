@@ -11,10 +11,9 @@ namespace {
 // with all heads of the group, packed [voter][head] in chunks of kSumRows.
 template <class T, int kDim>
 __global__ __launch_bounds__(kSumThreads) void anchors(const __grid_constant__ ChunkLayout layout,
-                                                       const Workspace workspace,
-                                                       const T* queries, const T* keys,
-                                                       int64_t capacityRows, float scale,
-                                                       float lnEpsilon, int chunks) {
+                                                       const Workspace workspace, const T* queries,
+                                                       const T* keys, int64_t capacityRows,
+                                                       float scale, float lnEpsilon, int chunks) {
   extern __shared__ char sharedBytes[];
   auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim>*>(sharedBytes);
   const SegmentLayout& segment = layout.segments[blockIdx.z];
@@ -32,7 +31,9 @@ __global__ __launch_bounds__(kSumThreads) void anchors(const __grid_constant__ C
   if (packedRows <= 0) return;
 
   const auto voterOf = [&](int i) { return voterBegin + (packedBegin + i) / layout.group; };
-  const auto headOf = [&](int i) { return kvHead * layout.group + (packedBegin + i) % layout.group; };
+  const auto headOf = [&](int i) {
+    return kvHead * layout.group + (packedBegin + i) % layout.group;
+  };
   const auto position = [&](int i) {
     return i < packedRows ? segment.end - 1 - voterOf(i) * segment.stride : -1;
   };

@@ -1,9 +1,9 @@
 // Stage 1, second half: which keys does some voter score high enough? Shared by both paths.
 //
 // peak_j >= ln(epsilon) is the same as: some voter r scores q_r . k_j >= threshold_r, where
-// threshold_r = (anchor_r + ln(epsilon)) / scale. So a score costs a subtraction and half an AND of signs.
-// Keys are the rows of the product and stay in registers; the voters of some heads, as many as fit,
-// stay in shared memory while a block walks over its keys.
+// threshold_r = (anchor_r + ln(epsilon)) / scale. So a score costs a subtraction and half an AND of
+// signs. Keys are the rows of the product and stay in registers; the voters of some heads, as many
+// as fit, stay in shared memory while a block walks over its keys.
 #pragma once
 
 #include "chunk_layout.h"
@@ -74,8 +74,7 @@ inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int keyBy
     }
     if (ranges * layout.kvHeads * schedule.passes >= kBlocksPerProcessor * device.processors) break;
   }
-  schedule.keyRanges =
-      (mostBlocks + schedule.keyBlocksPerRange - 1) / schedule.keyBlocksPerRange;
+  schedule.keyRanges = (mostBlocks + schedule.keyBlocksPerRange - 1) / schedule.keyBlocksPerRange;
   return schedule;
 }
 
@@ -90,9 +89,9 @@ inline cudaError_t clearVotes(const LaunchContext& context) {
 
 // The voters of a block and where they lie.
 struct ResidentVoters {
-  uint32_t queries;          // shared address; [tile][kVoterTile][dims], swizzled
-  const float* thresholds;   // [tile][kVoterTile]; +inf where there is no voter
-  const int* remoteBlocks;   // [tile][kVoterTile]; blocks below this are remote to the voter
+  uint32_t queries;         // shared address; [tile][kVoterTile][dims], swizzled
+  const float* thresholds;  // [tile][kVoterTile]; +inf where there is no voter
+  const int* remoteBlocks;  // [tile][kVoterTile]; blocks below this are remote to the voter
   int tiles;
 };
 
@@ -105,8 +104,8 @@ __device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLay
   constexpr int kPieces = kDims / 8;
   const int tiles = min(schedule.tilesResident, schedule.tilesPerHead * layout.group - firstTile);
   const uint32_t target = sharedAddress(sharedBytes);
-  auto* thresholds = reinterpret_cast<float*>(sharedBytes + schedule.tilesResident * kVoterTile *
-                                                                kDims * 2);
+  auto* thresholds =
+      reinterpret_cast<float*>(sharedBytes + schedule.tilesResident * kVoterTile * kDims * 2);
   int* remoteBlocks = reinterpret_cast<int*>(thresholds + schedule.tilesResident * kVoterTile);
   const auto headOf = [&](int tile) {
     return kvHead * layout.group + (firstTile + tile) / schedule.tilesPerHead;
@@ -122,7 +121,8 @@ __device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLay
     const int row = segment.end - 1 - voter * segment.stride - layout.begin;
     const T* source = queries;
     if (valid) {
-      source += (int64_t(row) * layout.heads + headOf(tile)) * kHeadDim + map.dimOf(i % kPieces * 8);
+      source +=
+          (int64_t(row) * layout.heads + headOf(tile)) * kHeadDim + map.dimOf(i % kPieces * 8);
     }
     copyAsync16(target + tile * kVoterTile * kDims * 2 +
                     tileOffset<kDims, kVoterTile>(packed % kVoterTile, i % kPieces),
@@ -134,8 +134,8 @@ __device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLay
     const int voter = voterOf(tile, packed % kVoterTile);
     const bool valid = voter < segment.voters;
     thresholds[packed] =
-        valid ? workspace.thresholds[segment.voterBegin + int64_t(headOf(tile)) * segment.voters +
-                                     voter]
+        valid ? workspace
+                    .thresholds[segment.voterBegin + int64_t(headOf(tile)) * segment.voters + voter]
               : INFINITY;
     const int row = segment.end - 1 - voter * segment.stride;
     remoteBlocks[packed] =
@@ -178,9 +178,9 @@ __device__ __forceinline__ uint32_t gatherRowBits(uint32_t misses) {
 // Walks over the heads of a block's voter tiles by counting, since a division at every tile would
 // cost as much as its comparisons.
 struct HeadWalk {
-  int tilesLeft;        // of this head, this tile included
+  int tilesLeft;  // of this head, this tile included
   int tilesPerHead;
-  uint32_t* mask;       // of this head
+  uint32_t* mask;  // of this head
   int64_t wordsPerHead;
 
   // Whether the tile just done was the head's last; moves to the next head then.

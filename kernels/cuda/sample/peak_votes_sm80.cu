@@ -43,8 +43,7 @@ __global__ __launch_bounds__(kThreads) void peakVotes(const __grid_constant__ Ch
   const ResidentVoters voters =
       loadVoters<T, kHeadDim, kDims>(layout, segment, workspace, schedule, queries, map, kvHead,
                                      firstTile, sharedBytes + kKeys * kDims * 2);
-  const HeadWalk firstHead =
-      startWalk(layout, segment, workspace, schedule, kvHead, firstTile);
+  const HeadWalk firstHead = startWalk(layout, segment, workspace, schedule, kvHead, firstTile);
   const int allRemote =
       static_cast<int>(windowStart(segment.begin, segment.windowTokens) / kTileRows);
 
@@ -55,7 +54,7 @@ __global__ __launch_bounds__(kThreads) void peakVotes(const __grid_constant__ Ch
 #pragma unroll
       for (int k = 0; k < kDims / 16; ++k) {
         loadMatrix4(a[m][k], keyTile + tileOffset<kDims, kKeys>(warp * 32 + m * 16 + lane % 16,
-                                                               k * 2 + lane / 16));
+                                                                k * 2 + lane / 16));
       }
     }
     __syncthreads();
@@ -121,11 +120,10 @@ cudaError_t launch(const LaunchContext& context) {
   if (error != cudaSuccess) return error;
   peakVotes<T, kHeadDim, kDims>
       <<<dim3(schedule.keyRanges * schedule.passes, layout.kvHeads, layout.segmentCount), kThreads,
-         bytes, context.stream>>>(layout, context.workspace, schedule,
-                                  scoreDimsMap(context.chunk.options.scoreDims),
-                                  static_cast<const T*>(context.tensors.queries),
-                                  static_cast<const T*>(context.tensors.keys),
-                                  context.tensors.capacityRows);
+         bytes, context.stream>>>(
+          layout, context.workspace, schedule, scoreDimsMap(context.chunk.options.scoreDims),
+          static_cast<const T*>(context.tensors.queries),
+          static_cast<const T*>(context.tensors.keys), context.tensors.capacityRows);
   return cudaGetLastError();
 }
 

@@ -30,10 +30,11 @@ __device__ __forceinline__ void issueVoterScores(float (&scores)[64],
 }
 
 template <class T, int kHeadDim, int kDims>
-__global__ __launch_bounds__(kThreads, 1) void peakVotes(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
-    const VoteSchedule schedule, const ScoreDimsMap map, const T* queries, const T* keys,
-    int64_t capacityRows) {
+__global__ __launch_bounds__(kThreads, 1) void peakVotes(const __grid_constant__ ChunkLayout layout,
+                                                         const Workspace workspace,
+                                                         const VoteSchedule schedule,
+                                                         const ScoreDimsMap map, const T* queries,
+                                                         const T* keys, int64_t capacityRows) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   constexpr int kPieces = kDims / 8;
   // The last segments have most keys: they go first.
@@ -70,8 +71,7 @@ __global__ __launch_bounds__(kThreads, 1) void peakVotes(
                                      firstTile, sharedBytes + kKeys * kDims * 2);
   fenceAsyncProxy();
   __syncthreads();
-  const HeadWalk firstHead =
-      startWalk(layout, segment, workspace, schedule, kvHead, firstTile);
+  const HeadWalk firstHead = startWalk(layout, segment, workspace, schedule, kvHead, firstTile);
   const bool headsWhole = schedule.headsWhole;
   const int allRemote =
       static_cast<int>(windowStart(segment.begin, segment.windowTokens) / kTileRows);
@@ -82,8 +82,9 @@ __global__ __launch_bounds__(kThreads, 1) void peakVotes(
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int k = 0; k < kDims / 16; ++k) {
-        loadMatrix4(a[half][k], keyTile + tileOffset<kDims, int(kTileRows)>(
-                                              half * 64 + warp * 16 + lane % 16, k * 2 + lane / 16));
+        loadMatrix4(a[half][k],
+                    keyTile + tileOffset<kDims, int(kTileRows)>(half * 64 + warp * 16 + lane % 16,
+                                                                k * 2 + lane / 16));
       }
     }
     namedBarrierSync(1 + warpgroup, 128);
@@ -160,11 +161,10 @@ cudaError_t launch(const LaunchContext& context) {
   if (error != cudaSuccess) return error;
   peakVotes<T, kHeadDim, kDims>
       <<<dim3(schedule.keyRanges * schedule.passes, layout.kvHeads, layout.segmentCount), kThreads,
-         bytes, context.stream>>>(layout, context.workspace, schedule,
-                                  scoreDimsMap(context.chunk.options.scoreDims),
-                                  static_cast<const T*>(context.tensors.queries),
-                                  static_cast<const T*>(context.tensors.keys),
-                                  context.tensors.capacityRows);
+         bytes, context.stream>>>(
+          layout, context.workspace, schedule, scoreDimsMap(context.chunk.options.scoreDims),
+          static_cast<const T*>(context.tensors.queries),
+          static_cast<const T*>(context.tensors.keys), context.tensors.capacityRows);
   return cudaGetLastError();
 }
 

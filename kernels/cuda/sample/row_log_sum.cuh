@@ -72,7 +72,8 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
   if (tiles > 0) loadTile(0);
   copyAsyncCommit();
 
-  const int positions[2] = {rowPosition(warp * 16 + lane / 4), rowPosition(warp * 16 + lane / 4 + 8)};
+  const int positions[2] = {rowPosition(warp * 16 + lane / 4),
+                            rowPosition(warp * 16 + lane / 4 + 8)};
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};
   for (int tile = 0; tile < tiles; ++tile) {
@@ -85,12 +86,13 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t a[4];
-      loadMatrix4(a, queryTile + tileOffset<kDim, kSumRows>(warp * 16 + lane % 16, k * 2 + lane / 16));
+      loadMatrix4(a,
+                  queryTile + tileOffset<kDim, kSumRows>(warp * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
       for (int n = 0; n < kSumColumns / 16; ++n) {
         uint32_t b[4];
         loadMatrix4(b, keyTile + tileOffset<kDim, kSumColumns>(n * 16 + lane % 8 + lane / 16 * 8,
-                                                              k * 2 + lane / 8 % 2));
+                                                               k * 2 + lane / 8 % 2));
         mma16x8x16<T>(scores[2 * n], a, b[0], b[1]);
         mma16x8x16<T>(scores[2 * n + 1], a, b[2], b[3]);
       }

@@ -105,7 +105,8 @@ class Layer {
 
   Tensors tensors(size_t chunk) const {
     Tensors t;
-    const int64_t offset = chunks_[chunk].segments.front().begin * shape_.heads * shape_.headDim * 2;
+    const int64_t offset =
+        chunks_[chunk].segments.front().begin * shape_.heads * shape_.headDim * 2;
     t.queries = static_cast<char*>(queries_.data()) + offset;
     t.output = static_cast<char*>(output_.data()) + offset;
     t.keys = keys_.data();
@@ -147,19 +148,22 @@ class Layer {
       for (size_t i = 0; i < shares.size(); ++i) {
         const Segment& segment = segments[i / heads];
         const auto pairs = static_cast<double>(causalPairCount(segment.begin, segment.end));
-        const double always = std::min(pairs, 336.0 * static_cast<double>(segment.end - segment.begin));
+        const double always =
+            std::min(pairs, 336.0 * static_cast<double>(segment.end - segment.begin));
         kept += always + shareOf(i) * (pairs - always);
         causal += pairs;
       }
       scale *= density / (kept / causal);
     }
     const WorkspaceOffsets offsets = workspaceOffsets(chunks_[chunk]);
-    auto* masks = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace_->data()) + offsets.votes);
+    auto* masks =
+        reinterpret_cast<uint32_t*>(static_cast<char*>(workspace_->data()) + offsets.votes);
     for (size_t i = 0; i < shares.size(); ++i) {
       const size_t segment = i / heads;
       if (segments[segment].dense) continue;
-      fillRandomMask(masks + offsets.maskWords(static_cast<int32_t>(segment), static_cast<int32_t>(i % heads)),
-                     offsets.maskStride[segment], random(), static_cast<float>(shareOf(i)));
+      fillRandomMask(
+          masks + offsets.maskWords(static_cast<int32_t>(segment), static_cast<int32_t>(i % heads)),
+          offsets.maskStride[segment], random(), static_cast<float>(shareOf(i)));
     }
     require(cudaDeviceSynchronize(), "random votes");
   }
@@ -194,7 +198,9 @@ class Layer {
   std::unique_ptr<DeviceBuffer> workspace_, logSums_;
 };
 
-bool wanted(const std::string& name) { return only.empty() || name.find(only) != std::string::npos; }
+bool wanted(const std::string& name) {
+  return only.empty() || name.find(only) != std::string::npos;
+}
 
 void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
   const std::string label = std::to_string(tokens) + " " + std::to_string(shape.heads) + "/" +
@@ -228,7 +234,8 @@ void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
       const double audit = clock.median(3, [&] { return layer.audit(); });
       std::snprintf(text, sizeof text, " stage 3, density %.3f", kept / causal);
       print(label + text + suffix, attend, kept * pairFlop);
-      std::snprintf(text, sizeof text, " all of it, density %.2f (lists %.2f audit %.2f)", density, lists, audit);
+      std::snprintf(text, sizeof text, " all of it, density %.2f (lists %.2f audit %.2f)", density,
+                    lists, audit);
       print(label + text + suffix, votes + lists + attend + audit, kept * pairFlop);
     }
     // Stage 1 and 2 in vain: every list is too long.
@@ -281,7 +288,8 @@ void benchDecode(Clock& clock, uint64_t seed) {
     readThrough(big.data(), big.bytes(), sink.data());
     return cudaGetLastError();
   });
-  std::printf("%-58s %10.3f ms %8.1f GB/s\n", "read bandwidth, 2 GiB", read, big.bytes() / read / 1e6);
+  std::printf("%-58s %10.3f ms %8.1f GB/s\n", "read bandwidth, 2 GiB", read,
+              big.bytes() / read / 1e6);
   for (const int32_t rows : {1, 4, 16}) {
     DecodeTask task;
     task.shape = layer.shape();
@@ -290,9 +298,10 @@ void benchDecode(Clock& clock, uint64_t seed) {
     task.tensors = layer.tensors(0);
     task.tensors.logSumExp = nullptr;
     const DeviceBuffer workspace(decodeWorkspaceBytes(task));
-    const double ms = clock.median(9, [&] { return launchDecode(task, workspace.data(), nullptr); });
-    std::printf("%-58s %10.3f ms %8.1f GB/s\n", ("decode, rows " + std::to_string(rows)).c_str(), ms,
-                2 * layer.keys().bytes() / ms / 1e6);
+    const double ms =
+        clock.median(9, [&] { return launchDecode(task, workspace.data(), nullptr); });
+    std::printf("%-58s %10.3f ms %8.1f GB/s\n", ("decode, rows " + std::to_string(rows)).c_str(),
+                ms, 2 * layer.keys().bytes() / ms / 1e6);
   }
 }
 

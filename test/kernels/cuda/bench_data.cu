@@ -1,8 +1,8 @@
-#include "bench_data.h"
-
 #include <cuda_bf16.h>
 
 #include <cmath>
+
+#include "bench_data.h"
 
 namespace longsight::cuda::test {
 namespace {

@@ -57,8 +57,8 @@ std::vector<CaseOptions> smallCases() {
 
 std::vector<CaseOptions> allCases() {
   std::vector<CaseOptions> cases = smallCases();
-  for (const HeadShape shape : {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128},
-                                HeadShape{32, 32, 64}}) {
+  for (const HeadShape shape :
+       {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
     CaseOptions options = makeCase("layout", 4097, shape);
     options.listHeads = 3;
     cases.push_back(options);
@@ -150,8 +150,8 @@ int run(bool small, const std::vector<Path>& paths, uint64_t seed) {
                   options.shape.kvHeads, options.shape.headDim,
                   options.shape.element == Element::bf16 ? "bf16" : "f16", what, result.failures,
                   static_cast<long long>(result.listColumns),
-                  static_cast<long long>(result.borderline), result.worstOutput,
-                  result.worstLogSum, result.worstCoverage);
+                  static_cast<long long>(result.borderline), result.worstOutput, result.worstLogSum,
+                  result.worstCoverage);
       std::fflush(stdout);
     };
     for (const Path path : paths) report(path == Path::best ? "best" : "mma.sync", c.check(path));
@@ -179,7 +179,8 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) seed = std::stoull(argv[i + 1]);
   }
   int devices = 0;
-  if (const cudaError_t error = cudaGetDeviceCount(&devices); error != cudaSuccess || devices == 0) {
+  if (const cudaError_t error = cudaGetDeviceCount(&devices);
+      error != cudaSuccess || devices == 0) {
     std::printf("No CUDA device here: %s\n", cudaGetErrorString(error));
     return 77;
   }

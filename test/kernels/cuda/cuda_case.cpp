@@ -2,58 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <set>
-#include <thread>
 
 #include "attention/geometry.h"
+#include "numbers.h"
 
 namespace longsight::cuda::test {
 namespace {
-
-uint16_t toBf16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-float fromBf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-// A number that bf16 and f16 both hold exactly, as bf16.
-uint16_t sharedValue(float value) {
-  return std::abs(value) < 1e-3f ? uint16_t{0} : toBf16(std::clamp(value, -60000.0f, 60000.0f));
-}
-
-uint16_t toDevice(uint16_t bf16, Element element) {
-  if (element == Element::bf16) return bf16;
-  const auto bits = uint32_t{bf16} << 16;
-  if ((bits & 0x7FFFFFFF) == 0) return 0;
-  const auto exponent = static_cast<int>((bits >> 23) & 0xFF) - 127 + 15;
-  return static_cast<uint16_t>((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 0x3FF));
-}
-
-double fromDevice(uint16_t bits, Element element) {
-  if (element == Element::bf16) return fromBf16(bits);
-  const int exponent = bits >> 10 & 0x1F;
-  const int mantissa = bits & 0x3FF;
-  const double sign = bits & 0x8000 ? -1.0 : 1.0;
-  if (exponent == 31) return mantissa == 0 ? sign * INFINITY : NAN;
-  if (exponent == 0) return sign * std::ldexp(mantissa, -24);
-  return sign * std::ldexp(1024 + mantissa, exponent - 25);
-}
-
-// Calls body(i) for all i < count on all cores.
-template <class Body>
-void parallelFor(int64_t count, Body body) {
-  std::atomic<int64_t> next{0};
-  std::vector<std::jthread> threads;
-  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
-    threads.emplace_back([&] {
-      for (int64_t i = next++; i < count; i = next++) body(i);
-    });
-  }
-}
 
 constexpr double kListTolerance = 1e-3;  // of a peak; the specification's for bf16 scores
 
@@ -66,7 +23,9 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
   queries_.resize(static_cast<size_t>(tokens * shape.heads * dim));
   keys_.resize(static_cast<size_t>(tokens * shape.kvHeads * dim));
   values_.resize(keys_.size());
-  const float size = options_.data == Data::huge ? 6.0f : options_.data == Data::tiny ? 0.02f : 1.0f;
+  const float size = options_.data == Data::huge   ? 6.0f
+                     : options_.data == Data::tiny ? 0.02f
+                                                   : 1.0f;
   const bool planted = options_.data == Data::planted;
   // A direction that queries share and stripes answer; needles answer single rows.
   const auto direction = [](int d) { return d % 3 == 0 ? 1.0f : -0.5f; };
@@ -95,12 +54,14 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
     std::mt19937_64 random(seed);
     for (int needle = 0; needle < 20; ++needle) {
       const int64_t column = static_cast<int64_t>(random() % static_cast<uint64_t>(tokens));
-      const int64_t row = column + static_cast<int64_t>(random() % static_cast<uint64_t>(tokens - column));
+      const int64_t row =
+          column + static_cast<int64_t>(random() % static_cast<uint64_t>(tokens - column));
       for (int32_t head = 0; head < shape.kvHeads; ++head) {
         for (int32_t d = 0; d < dim; ++d) {
           const float query = queries_[static_cast<size_t>(
               (row * shape.heads + head * (shape.heads / shape.kvHeads)) * dim + d)];
-          keys_[static_cast<size_t>((head * tokens + column) * dim + d)] = sharedValue(query * 1.5f);
+          keys_[static_cast<size_t>((head * tokens + column) * dim + d)] =
+              sharedValue(query * 1.5f);
         }
       }
     }
@@ -116,15 +77,15 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
   for (size_t i = 0; i < staged.size(); ++i) {
     staged[i] = toDevice(toBf16(queries_[i]), shape.element);
   }
-  require(cudaMemcpy(deviceQueries_->data(), staged.data(), staged.size() * 2,
-                     cudaMemcpyHostToDevice),
-          "queries");
+  require(
+      cudaMemcpy(deviceQueries_->data(), staged.data(), staged.size() * 2, cudaMemcpyHostToDevice),
+      "queries");
   const auto uploadCache = [&](const std::vector<uint16_t>& source, DeviceBuffer& target) {
     staged.resize(source.size());
     for (size_t i = 0; i < staged.size(); ++i) staged[i] = toDevice(source[i], shape.element);
     const size_t width = static_cast<size_t>(tokens) * dim * 2;
-    require(cudaMemcpy2D(target.data(), static_cast<size_t>(capacity) * dim * 2, staged.data(), width,
-                         width, static_cast<size_t>(shape.kvHeads), cudaMemcpyHostToDevice),
+    require(cudaMemcpy2D(target.data(), static_cast<size_t>(capacity) * dim * 2, staged.data(),
+                         width, width, static_cast<size_t>(shape.kvHeads), cudaMemcpyHostToDevice),
             "cache");
   };
   uploadCache(keys_, *deviceKeys_);
@@ -134,9 +95,11 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
   const std::vector<Segment> segments =
       planSegments(tokens, options_.borders, denseFrom, options_.params);
   for (size_t i = 0; i < segments.size(); i += static_cast<size_t>(options_.segmentsPerChunk)) {
-    const size_t end = std::min(segments.size(), i + static_cast<size_t>(options_.segmentsPerChunk));
-    ChunkRun run{{segments.begin() + static_cast<int64_t>(i), segments.begin() + static_cast<int64_t>(end)},
-                 nullptr};
+    const size_t end =
+        std::min(segments.size(), i + static_cast<size_t>(options_.segmentsPerChunk));
+    ChunkRun run{
+        {segments.begin() + static_cast<int64_t>(i), segments.begin() + static_cast<int64_t>(end)},
+        nullptr};
     run.workspace = std::make_unique<DeviceBuffer>(workspaceBytes(chunkOf(run)));
     logSums_.push_back(std::make_unique<DeviceBuffer>(
         (run.segments.back().end - run.segments.front().begin) * shape.heads * 4));
@@ -226,7 +189,8 @@ CaseResult CudaCase::check(Path path) {
     buffers.push_back(logSums_[i].get());
   }
   for (size_t i = 0; i < buffers.size(); ++i) {
-    if (!buffers[i]->guardsIntact()) fail(result, "guard words of buffer " + std::to_string(i) + " changed");
+    if (!buffers[i]->guardsIntact())
+      fail(result, "guard words of buffer " + std::to_string(i) + " changed");
   }
   checkLists(result);
   checkOutputs(result);
@@ -245,8 +209,8 @@ reference::Kept CudaCase::keptOf(const ChunkRun& run, int32_t segment, int32_t h
     const int64_t blocks = (run.segments[static_cast<size_t>(segment)].end + 127) / 128;
     const int32_t entries = run.workspace->read<int32_t>(
         offsets.before + (offsets.countsBegin(segment, head) + blocks) * 4, 1)[0];
-    kept.list = run.workspace->read<int32_t>(
-        offsets.indices + offsets.listBegin(segment, head) * 4, entries);
+    kept.list = run.workspace->read<int32_t>(offsets.indices + offsets.listBegin(segment, head) * 4,
+                                             entries);
   }
   return kept;
 }
@@ -273,7 +237,8 @@ void CudaCase::checkLists(CaseResult& result) {
     const Segment& segment = item.run->segments[static_cast<size_t>(item.segment)];
     const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(*item.run));
     const auto stats = item.run->workspace->read<HeadStats>(
-        offsets.stats + (item.segment * options_.shape.heads + item.head) * int64_t{sizeof(HeadStats)},
+        offsets.stats +
+            (item.segment * options_.shape.heads + item.head) * int64_t{sizeof(HeadStats)},
         1)[0];
     std::string& fault = faults[static_cast<size_t>(i)];
     const std::string where = "segment [" + std::to_string(segment.begin) + ", " +
@@ -312,11 +277,13 @@ void CudaCase::checkLists(CaseResult& result) {
     const auto length = static_cast<int64_t>(expectedList.size()) - sinks;
     columns += length;
     if (stats.listLength != length) {
-      fault = where + ": list length " + std::to_string(stats.listLength) + ", mask has " + std::to_string(length);
+      fault = where + ": list length " + std::to_string(stats.listLength) + ", mask has " +
+              std::to_string(length);
       return;
     }
     if ((stats.dense != 0) != reference::fallsBackToDense(task, length)) {
-      fault = where + ": dense " + std::to_string(stats.dense) + " at length " + std::to_string(length);
+      fault =
+          where + ": dense " + std::to_string(stats.dense) + " at length " + std::to_string(length);
       return;
     }
     if (stats.dense != 0) {
@@ -328,19 +295,23 @@ void CudaCase::checkLists(CaseResult& result) {
       return;
     }
     const auto before = item.run->workspace->read<int32_t>(
-        offsets.before + offsets.countsBegin(item.segment, item.head) * 4, (segment.end + 127) / 128 + 1);
+        offsets.before + offsets.countsBegin(item.segment, item.head) * 4,
+        (segment.end + 127) / 128 + 1);
     int64_t kept = 0;
     for (size_t block = 0; block < before.size(); ++block) {
       const auto expected = std::lower_bound(expectedList.begin(), expectedList.end(),
                                              static_cast<int32_t>(block * 128)) -
                             expectedList.begin();
-      if (before[block] != expected) fault = where + ": count before block " + std::to_string(block);
+      if (before[block] != expected)
+        fault = where + ": count before block " + std::to_string(block);
     }
     for (int64_t row = segment.begin; row < segment.end; ++row) {
       const int64_t window = windowStart(row, segment.windowTokens);
       kept += row + 1 - window + before[static_cast<size_t>(window / 128)];
     }
-    if (stats.keptPairs != kept) fault = where + ": kept pairs " + std::to_string(stats.keptPairs) + ", counted " + std::to_string(kept);
+    if (stats.keptPairs != kept)
+      fault = where + ": kept pairs " + std::to_string(stats.keptPairs) + ", counted " +
+              std::to_string(kept);
   });
   for (const std::string& fault : faults) {
     if (!fault.empty()) fail(result, fault);
@@ -354,8 +325,10 @@ double CudaCase::outputError(const std::vector<double>& expected, int64_t row, i
   const int32_t dim = options_.shape.headDim;
   double error = 0, norm = 0;
   for (int32_t d = 0; d < dim; ++d) {
-    const size_t at = static_cast<size_t>(((row - firstRow) * options_.shape.heads + head) * dim + d);
-    const double difference = fromDevice(outputs[at], options_.shape.element) - expected[static_cast<size_t>(d)];
+    const size_t at =
+        static_cast<size_t>(((row - firstRow) * options_.shape.heads + head) * dim + d);
+    const double difference =
+        fromDevice(outputs[at], options_.shape.element) - expected[static_cast<size_t>(d)];
     error += difference * difference;
     norm += expected[static_cast<size_t>(d)] * expected[static_cast<size_t>(d)];
   }
@@ -380,7 +353,8 @@ void CudaCase::checkOutputs(CaseResult& result) {
     rows.insert(std::min(tile * 128 + 127, tokens - 1));
   }
   rows.insert(tokens - 1);
-  for (int i = 0; i < options_.outputRows; ++i) rows.insert(static_cast<int64_t>(random() % static_cast<uint64_t>(tokens)));
+  for (int i = 0; i < options_.outputRows; ++i)
+    rows.insert(static_cast<int64_t>(random() % static_cast<uint64_t>(tokens)));
   struct Item {
     int64_t row;
     int32_t head;
@@ -388,7 +362,8 @@ void CudaCase::checkOutputs(CaseResult& result) {
   };
   std::vector<Item> items;
   for (const int64_t row : rows) {
-    items.push_back({row, static_cast<int32_t>(random() % static_cast<uint64_t>(options_.shape.heads)), 0, 0});
+    items.push_back(
+        {row, static_cast<int32_t>(random() % static_cast<uint64_t>(options_.shape.heads)), 0, 0});
   }
   parallelFor(static_cast<int64_t>(items.size()), [&](int64_t i) {
     Item& item = items[static_cast<size_t>(i)];
@@ -399,14 +374,17 @@ void CudaCase::checkOutputs(CaseResult& result) {
         if (item.row < segment.begin || item.row >= segment.end) continue;
         const AttentionTask task = taskOf(segment);
         const reference::Kept kept = keptOf(run, static_cast<int32_t>(s), item.head);
-        item.error = outputError(reference::attendRow(task, item.head, item.row, kept), item.row, item.head, outputs, 0);
+        item.error = outputError(reference::attendRow(task, item.head, item.row, kept), item.row,
+                                 item.head, outputs, 0);
         // The log sum of the kept columns, from the coverage of all of them.
         double most = -INFINITY;
         std::vector<double> scores;
-        const float* query = task.queries + ((item.row - segment.begin) * task.heads + item.head) * task.kv.headDim;
+        const float* query =
+            task.queries + ((item.row - segment.begin) * task.heads + item.head) * task.kv.headDim;
         const int64_t kvHead = item.head / (task.heads / task.kv.kvHeads);
         for (int64_t column = 0; column <= item.row; ++column) {
-          const uint16_t* key = task.kv.keys + (kvHead * task.kv.capacityRows + column) * task.kv.headDim;
+          const uint16_t* key =
+              task.kv.keys + (kvHead * task.kv.capacityRows + column) * task.kv.headDim;
           double dot = 0;
           for (int32_t d = 0; d < task.kv.headDim; ++d) dot += double{query[d]} * fromBf16(key[d]);
           scores.push_back(dot * task.scale);
@@ -418,7 +396,8 @@ void CudaCase::checkOutputs(CaseResult& result) {
         const double expected = most + std::log(sum) + std::log(share);
         const int64_t begin = run.segments.front().begin;
         const int64_t rowsOfChunk = run.segments.back().end - begin;
-        const float got = logSums_[c]->read<float>((item.head * rowsOfChunk + item.row - begin) * 4, 1)[0];
+        const float got =
+            logSums_[c]->read<float>((item.head * rowsOfChunk + item.row - begin) * 4, 1)[0];
         item.logSumError = std::abs(got - expected) / std::max(1.0, std::abs(expected));
       }
     }
@@ -427,8 +406,9 @@ void CudaCase::checkOutputs(CaseResult& result) {
     result.worstOutput = std::max(result.worstOutput, item.error);
     result.worstLogSum = std::max(result.worstLogSum, item.logSumError);
     if (!(item.error <= 8e-3) || !(item.logSumError <= 1e-3)) {
-      fail(result, "row " + std::to_string(item.row) + " head " + std::to_string(item.head) + ": output off by " +
-                       std::to_string(item.error) + ", log sum by " + std::to_string(item.logSumError));
+      fail(result, "row " + std::to_string(item.row) + " head " + std::to_string(item.head) +
+                       ": output off by " + std::to_string(item.error) + ", log sum by " +
+                       std::to_string(item.logSumError));
     }
   }
 }
@@ -436,9 +416,12 @@ void CudaCase::checkOutputs(CaseResult& result) {
 void CudaCase::checkCoverage(CaseResult& result) {
   for (const ChunkRun& run : chunks_) {
     const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(run));
-    if (std::all_of(run.segments.begin(), run.segments.end(), [](const Segment& s) { return s.dense; })) continue;
+    if (std::all_of(run.segments.begin(), run.segments.end(),
+                    [](const Segment& s) { return s.dense; }))
+      continue;
     const int32_t perSegment = options_.params.auditRows * options_.shape.heads;
-    const auto coverage = run.workspace->read<float>(offsets.coverage, static_cast<int64_t>(run.segments.size()) * perSegment);
+    const auto coverage = run.workspace->read<float>(
+        offsets.coverage, static_cast<int64_t>(run.segments.size()) * perSegment);
     std::vector<std::string> faults(run.segments.size());
     std::vector<double> worst(run.segments.size());
     const auto every = static_cast<int64_t>(std::max<size_t>(1, chunks_.size() * 4));
@@ -451,19 +434,26 @@ void CudaCase::checkCoverage(CaseResult& result) {
       size_t valid = 0;
       for (int32_t i = 0; i < options_.params.auditRows; ++i) {
         for (int32_t head = 0; head < options_.shape.heads; ++head) {
-          const float got = coverage[static_cast<size_t>(s * perSegment + i * options_.shape.heads + head)];
+          const float got =
+              coverage[static_cast<size_t>(s * perSegment + i * options_.shape.heads + head)];
           if (head == 0 && got >= 0) ++valid;
           // One head a row is compared: the reference is slow.
-          if (got < 0 || head != (i * 7 + s) % options_.shape.heads || valid > rows.size()) continue;
-          const double expected = reference::coverage(task, head, rows[valid - 1], keptOf(run, static_cast<int32_t>(s), head));
-          worst[static_cast<size_t>(s)] = std::max(worst[static_cast<size_t>(s)], std::abs(got - expected));
+          if (got < 0 || head != (i * 7 + s) % options_.shape.heads || valid > rows.size())
+            continue;
+          const double expected = reference::coverage(task, head, rows[valid - 1],
+                                                      keptOf(run, static_cast<int32_t>(s), head));
+          worst[static_cast<size_t>(s)] =
+              std::max(worst[static_cast<size_t>(s)], std::abs(got - expected));
         }
       }
       if (valid != rows.size()) {
-        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": " + std::to_string(valid) + " audit rows, expected " + std::to_string(rows.size());
+        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": " +
+                                         std::to_string(valid) + " audit rows, expected " +
+                                         std::to_string(rows.size());
       }
       if (worst[static_cast<size_t>(s)] > 2e-3) {
-        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": coverage off by " + std::to_string(worst[static_cast<size_t>(s)]);
+        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": coverage off by " +
+                                         std::to_string(worst[static_cast<size_t>(s)]);
       }
     });
     for (size_t s = 0; s < faults.size(); ++s) {
@@ -471,48 +461,6 @@ void CudaCase::checkCoverage(CaseResult& result) {
       if (!faults[s].empty()) fail(result, faults[s]);
     }
   }
-}
-
-CaseResult CudaCase::checkDecode(int32_t rows) {
-  CaseResult result;
-  DecodeTask task;
-  task.shape = options_.shape;
-  task.rows = rows;
-  task.firstRow = options_.tokens - rows;
-  task.tensors = tensorsOf(task.firstRow);
-  DeviceBuffer output(int64_t{rows} * options_.shape.heads * options_.shape.headDim * 2);
-  DeviceBuffer logSums(int64_t{rows} * options_.shape.heads * 4);
-  DeviceBuffer workspace(decodeWorkspaceBytes(task));
-  task.tensors.output = output.data();
-  task.tensors.logSumExp = static_cast<float*>(logSums.data());
-  const auto run = [&] {
-    output.poison();
-    require(launchDecode(task, workspace.data(), nullptr), "launchDecode");
-    require(cudaDeviceSynchronize(), "decode");
-    return output.read<uint16_t>(0, output.bytes() / 2);
-  };
-  const std::vector<uint16_t> first = run();
-  workspace.poison();
-  if (run() != first) fail(result, "a second decode gives other bits");
-  if (!output.guardsIntact() || !workspace.guardsIntact() || !logSums.guardsIntact()) {
-    fail(result, "guard words of decode changed");
-  }
-  Segment all;
-  all.begin = 0;
-  all.end = options_.tokens;
-  const AttentionTask reference = taskOf(all);
-  std::vector<double> errors(static_cast<size_t>(rows) * static_cast<size_t>(options_.shape.heads));
-  parallelFor(static_cast<int64_t>(errors.size()), [&](int64_t i) {
-    const int64_t row = task.firstRow + i / options_.shape.heads;
-    const auto head = static_cast<int32_t>(i % options_.shape.heads);
-    errors[static_cast<size_t>(i)] = outputError(
-        reference::attendRow(reference, head, row, reference::Kept{true, {}}), row, head, first, task.firstRow);
-  });
-  for (const double error : errors) {
-    result.worstOutput = std::max(result.worstOutput, error);
-    if (!(error <= 8e-3)) fail(result, "decode output off by " + std::to_string(error));
-  }
-  return result;
 }
 
 }  // namespace longsight::cuda::test

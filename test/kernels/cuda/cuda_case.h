@@ -54,7 +54,7 @@ class CudaCase {
 
   // Runs all chunks on `path`, checks everything, prints what is wrong.
   CaseResult check(Path path);
-  // Splits the cache over rows beyond the last `rows` and checks launchDecode.
+  // Checks launchDecode for the last `rows` rows of the prompt.
   CaseResult checkDecode(int32_t rows);
 
  private:

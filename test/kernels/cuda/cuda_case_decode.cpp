@@ -1,0 +1,52 @@
+// CudaCase::checkDecode: the last rows of the prompt, dense, over the whole cache.
+#include <algorithm>
+
+#include "cuda_case.h"
+#include "numbers.h"
+
+namespace longsight::cuda::test {
+
+CaseResult CudaCase::checkDecode(int32_t rows) {
+  CaseResult result;
+  DecodeTask task;
+  task.shape = options_.shape;
+  task.rows = rows;
+  task.firstRow = options_.tokens - rows;
+  task.tensors = tensorsOf(task.firstRow);
+  DeviceBuffer output(int64_t{rows} * options_.shape.heads * options_.shape.headDim * 2);
+  DeviceBuffer logSums(int64_t{rows} * options_.shape.heads * 4);
+  DeviceBuffer workspace(decodeWorkspaceBytes(task));
+  task.tensors.output = output.data();
+  task.tensors.logSumExp = static_cast<float*>(logSums.data());
+  const auto run = [&] {
+    output.poison();
+    require(launchDecode(task, workspace.data(), nullptr), "launchDecode");
+    require(cudaDeviceSynchronize(), "decode");
+    return output.read<uint16_t>(0, output.bytes() / 2);
+  };
+  const std::vector<uint16_t> first = run();
+  workspace.poison();
+  if (run() != first) fail(result, "a second decode gives other bits");
+  if (!output.guardsIntact() || !workspace.guardsIntact() || !logSums.guardsIntact()) {
+    fail(result, "guard words of decode changed");
+  }
+  Segment all;
+  all.begin = 0;
+  all.end = options_.tokens;
+  const AttentionTask reference = taskOf(all);
+  std::vector<double> errors(static_cast<size_t>(rows) * static_cast<size_t>(options_.shape.heads));
+  parallelFor(static_cast<int64_t>(errors.size()), [&](int64_t i) {
+    const int64_t row = task.firstRow + i / options_.shape.heads;
+    const auto head = static_cast<int32_t>(i % options_.shape.heads);
+    errors[static_cast<size_t>(i)] =
+        outputError(reference::attendRow(reference, head, row, reference::Kept{true, {}}), row,
+                    head, first, task.firstRow);
+  });
+  for (const double error : errors) {
+    result.worstOutput = std::max(result.worstOutput, error);
+    if (!(error <= 8e-3)) fail(result, "decode output off by " + std::to_string(error));
+  }
+  return result;
+}
+
+}  // namespace longsight::cuda::test
