@@ -88,7 +88,7 @@ export function packText(result: PackResult): string {
   const width = Math.max(6, ...result.files.map((file) => formatCount(file.tokens).length));
   const lines = result.files.map(
     ({ tokens, tier, reason, path }) =>
-      `${formatCount(tokens).padStart(width)}  ${tier.padEnd(4)}  ${path}  (${reason})`,
+      `${formatCount(tokens).padStart(width)}  ${tier.padEnd(4)}  ${oneLine(path)}  (${reason})`,
   );
   const count = (tier: string) => result.files.filter((file) => file.tier === tier).length;
   return [
@@ -178,4 +178,9 @@ export function doctorText(result: DoctorResult): string {
 function block(rows: [string, string][]): string {
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}\n`).join('');
+}
+
+/** Unchanged, or quoted and escaped when it holds line ends or other controls. */
+function oneLine(text: string): string {
+  return /\p{Cc}/u.test(text) ? JSON.stringify(text) : text;
 }

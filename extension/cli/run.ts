@@ -14,7 +14,7 @@ import { commandHelp, generalHelp } from './help';
 import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
 import { ProgressLine } from './progress';
 import { benchText, citationsText, doctorText, packText, scoreText, statsText } from './report';
-import { generatedText } from './words';
+import { generatedText } from './generatedText';
 
 export interface Terminal {
   stdout: (text: string) => void;

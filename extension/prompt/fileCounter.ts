@@ -7,7 +7,6 @@ import type { CountTokens, Piece } from './pieces';
 export interface CountedFile {
   file: SnapshotFile;
   text: string;
-  contentHash: string;
   /** Header and text. */
   tokens: number;
 }
@@ -91,20 +90,20 @@ export class FileCounter {
     this.options.signal?.throwIfAborted();
     const texts = await Promise.all(files.map((file) => this.snapshot.read(file)));
     this.options.signal?.throwIfAborted();
-    const readable: { file: SnapshotFile; found: Extract<FileText, { text: string }> }[] = [];
+    const readable: { file: SnapshotFile; text: string }[] = [];
     files.forEach((file, index) => {
       const found = texts[index] as FileText;
-      if ('text' in found) readable.push({ file, found });
+      if ('text' in found) readable.push({ file, text: found.text });
       else this.counted.set(file, found);
     });
-    const pieces = readable.flatMap(({ file, found }): Piece[] => [
+    const pieces = readable.flatMap(({ file, text }): Piece[] => [
       { text: fileHeader(this.boundary, file.path), special: false },
-      { text: found.text, special: false },
+      { text, special: false },
     ]);
     const counts = await this.countTokens(pieces);
-    readable.forEach(({ file, found }, index) => {
+    readable.forEach(({ file, text }, index) => {
       const tokens = (counts[2 * index] ?? 0) + (counts[2 * index + 1] ?? 0);
-      this.counted.set(file, { file, ...found, tokens });
+      this.counted.set(file, { file, text, tokens });
     });
   }
 }

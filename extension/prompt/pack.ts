@@ -49,7 +49,6 @@ export interface PackedText {
   path: string;
   absolutePath: string;
   text: string;
-  contentHash: string;
 }
 
 const reserveStep = 512;
@@ -115,11 +114,10 @@ async function packWith(
   const countOf = (tier: PackedFile['tier']) => files.filter((file) => file.tier === tier).length;
   return {
     boundary,
-    full: choice.taken.map(({ file, text, contentHash }) => ({
+    full: choice.taken.map(({ file, text }) => ({
       path: file.path,
       absolutePath: file.absolutePath,
       text,
-      contentHash,
     })),
     paths: choice.left.slice(0, listed.tokens.length).map(({ file }) => file.path),
     files,

@@ -1,5 +1,4 @@
 /** A frozen list of the workspace's files in prompt order; contents are read when asked for. */
-import { createHash } from 'node:crypto';
 import { constants, open } from 'node:fs/promises';
 import path from 'node:path';
 import type { WorkspaceFolder } from '../engine/protocol';
@@ -20,7 +19,7 @@ export interface SnapshotFile {
 }
 
 /** Text that is packed, or why there is none. */
-export type FileText = { text: string; contentHash: string } | Verdict;
+export type FileText = { text: string } | Verdict;
 
 export interface Snapshot {
   /** Names of the folders, in the order given: what the prompt calls the workspace. */
@@ -129,8 +128,5 @@ function textOf(bytes: Buffer): FileText {
   if (tooLarge) return tooLarge;
   const decoded = decodeText(bytes);
   if (!('text' in decoded)) return decoded;
-  const verdict = classifyText(decoded.text);
-  if (verdict) return verdict;
-  const contentHash = createHash('sha256').update(decoded.text, 'utf8').digest('hex');
-  return { text: decoded.text, contentHash };
+  return classifyText(decoded.text) ?? { text: decoded.text };
 }

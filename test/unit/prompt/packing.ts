@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import type { PackOptions } from '../../../extension/prompt/pack';
 import type { CountTokens } from '../../../extension/prompt/pieces';
 import { inPromptOrder, kindOf } from '../../../extension/workspace/order';
@@ -27,8 +26,7 @@ export function snapshotOf(
     reads,
     read: async ({ path }) => {
       reads.push(path);
-      const text = contents[path] as string;
-      return { text, contentHash: createHash('sha256').update(text).digest('hex') };
+      return { text: contents[path] as string };
     },
   };
 }

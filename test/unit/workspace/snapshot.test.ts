@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { chmodSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { createHash } from 'node:crypto';
 import { takeSnapshot, type Snapshot } from '../../../extension/workspace/snapshot';
 import { asNobody, folderWith, isRoot, removeFolders } from './folders';
 
@@ -40,14 +39,6 @@ describe('snapshot', () => {
       'logo.png': '! path: binary',
       'odd.txt': '! path: binary',
     });
-  });
-
-  it('hashes what is packed', async () => {
-    const root = folderWith({ 'a.ts': 'grün' });
-    const snapshot = await snapshotOf(root);
-    const found = await snapshot.read(snapshot.files[0]!);
-    const expected = createHash('sha256').update('grün').digest('hex');
-    assert.equal('text' in found && found.contentHash, expected);
   });
 
   it('takes the text of the editor where it is not saved', async () => {
