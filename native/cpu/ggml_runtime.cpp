@@ -97,8 +97,8 @@ LogCapture::LogCapture() : outer_(currentCapture) {
 
 LogCapture::~LogCapture() { currentCapture = outer_; }
 
-std::string LogCapture::lastLine(const std::string& fallback) const {
-  // The first line is the cause; ggml adds where it noticed in the following ones.
+std::string LogCapture::reason(const std::string& fallback) const {
+  // The cause comes first; ggml adds where it noticed in the following lines.
   size_t end = text_.find('\n');
   std::string line = text_.substr(0, end);
   if (const size_t colon = line.find(": "); colon != std::string::npos)

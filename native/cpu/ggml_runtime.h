@@ -25,8 +25,8 @@ class LogCapture {
   ~LogCapture();
   LogCapture(const LogCapture&) = delete;
   LogCapture& operator=(const LogCapture&) = delete;
-  // The last warning or error without its function name; `fallback` when there was none.
-  std::string lastLine(const std::string& fallback) const;
+  // The first warning or error without its function name; `fallback` when there was none.
+  std::string reason(const std::string& fallback) const;
 
  private:
   friend void appendToCapture(const char* text);

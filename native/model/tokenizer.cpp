@@ -62,7 +62,7 @@ Tokenizer::Tokenizer(const ModelSpec& spec) : spacePrefix_(spec.spacePrefix) {
     throw Error(
         ErrorCode::unsupportedTokenizer,
         "libllama cannot use the tokenizer of \"" + spec.path +
-            "\": " + log.lastLine("no reason given") + ".",
+            "\": " + log.reason("no reason given") + ".",
         "Choose a GGUF with a gpt2 (BPE) or llama (SentencePiece) tokenizer that llama.cpp knows.");
   vocab_ = llama_model_get_vocab(model_);
   vocabulary_ = llama_vocab_n_tokens(vocab_);

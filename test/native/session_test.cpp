@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <iostream>
 #include <thread>
@@ -17,10 +18,6 @@ namespace longsight::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double msSince(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 std::shared_ptr<Model> realModel() {
   static const auto model = std::make_shared<Model>(realModelPath());
@@ -227,12 +224,15 @@ TEST(Session, RefusesBadInput) {
   EXPECT_EQ(errorOf([&] { newSession(int64_t{1} << 40); }).code(), ErrorCode::invalidParams);
 }
 
-// Cancels `afterMs` into the run; returns how long it took to end.
-double cancelLatencyMs(Session& session, double afterMs, const std::function<void()>& run) {
+// Cancels from another thread, some milliseconds after `started` was set by the run's events;
+// returns how long the run then took to end.
+double cancelLatencyMs(Session& session, const std::atomic<bool>& started,
+                       const std::function<void()>& run) {
   Clock::time_point cancelled;
   session.arm();
   std::thread canceller([&] {
-    std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(afterMs));
+    while (!started) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(23));
     cancelled = Clock::now();
     session.cancel();
   });
@@ -247,17 +247,17 @@ double cancelLatencyMs(Session& session, double afterMs, const std::function<voi
 TEST(Session, CancelledPrefillEndsSoonAndKeepsWholeSegments) {
   Prompt prompt = question(3500, "\nWhy?\n");
   auto session = newSession();
-  const auto start = Clock::now();
-  session->generate(prompt, {}, {});
-  const double wholeMs = msSince(start);
   for (const Policy policy : {Policy::peak, Policy::dense}) {
     prompt.params.policy = policy;
     session->reset();
+    std::atomic<bool> started = false;
+    SessionEvents events;
+    events.onPrefill = [&](const PrefillProgress& progress) { started = progress.done > 1200; };
     const double latencyMs =
-        cancelLatencyMs(*session, wholeMs * 0.6, [&] { session->generate(prompt, {}, {}); });
+        cancelLatencyMs(*session, started, [&] { session->generate(prompt, {}, events); });
     EXPECT_LT(latencyMs, 250);
     const int64_t reused = session->plan(prompt).reusedTokens;
-    EXPECT_GE(reused, 512);
+    EXPECT_GE(reused, 1024);
     EXPECT_LT(reused, 3500);
     EXPECT_EQ(reused % 512, 0) << "whole segments and blocks";
     std::cout << "cancel after " << latencyMs << " ms, " << reused << " rows kept\n";
@@ -270,9 +270,11 @@ TEST(Session, CancelledPrefillEndsSoonAndKeepsWholeSegments) {
 TEST(Session, CancelledDecodeEndsSoonAndKeepsThePrompt) {
   const Prompt prompt = question(600, "\nOnce");
   auto session = newSession();
-  session->generate(prompt, {}, {});
-  const double latencyMs = cancelLatencyMs(*session, 300, [&] {
-    session->generate(prompt, {.maxTokens = 3000, .sampling = {}, .ignoreEnd = true}, {});
+  std::atomic<bool> started = false;
+  SessionEvents events;
+  events.onText = [&](const std::string&) { started = true; };
+  const double latencyMs = cancelLatencyMs(*session, started, [&] {
+    session->generate(prompt, {.maxTokens = 3000, .sampling = {}, .ignoreEnd = true}, events);
   });
   EXPECT_LT(latencyMs, 250);
   EXPECT_EQ(session->plan(prompt).reusedTokens, lengthOf(prompt) - 1);
