@@ -7,7 +7,7 @@ import { main, Problem, say } from './lib/terminal.mjs';
 import { fetchModel } from './model.mjs';
 import { setup } from './setup.mjs';
 import { suites } from './testing/suites.mjs';
-import { installPythonPackages } from './testing/pythonPackages.mjs';
+import { installOracles } from './testing/pythonPackages.mjs';
 import { prepareSystem } from './testing/system.mjs';
 
 main(async () => {
@@ -21,7 +21,7 @@ main(async () => {
   const runs = wanted.filter((name) => !impossible.has(name));
   const inEditor = runs.some((name) => name === 'vscode' || name === 'browser');
   if (inEditor) await installCodeServer();
-  if (runs.includes('native')) await installPythonPackages();
+  if (runs.includes('native')) await installOracles();
   const model = process.env.LONGSIGHT_TEST_MODEL || (await fetchModel());
   await build({ tests: !impossible.has('native') });
 

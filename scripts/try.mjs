@@ -9,10 +9,10 @@ import { main, Problem, runHere, say } from './lib/terminal.mjs';
 import { fetchModel } from './model.mjs';
 
 const sample = inRoot('test/fixtures/sample-workspace');
-const sampleQuestion =
-  'What does this project do, and which file decides when a failed job is tried again?';
+// Small models answer open questions best.
+const sampleQuestion = 'What does this project do?';
 const ownQuestion = 'What does this project do, and which files matter most?';
-const longestAnswerTokens = '160';
+const longestAnswerTokens = '96';
 // The default keeps short prompts dense; the sample is short, and should show sparse attention.
 const denseBelowTokens = '1024';
 

@@ -36,16 +36,16 @@ export function output(command, args, options = {}) {
 
 /**
  * Runs a command with a title. Its output is shown only when it fails; on a terminal the last line
- * is shown while it runs. Resolves to what it wrote to stdout.
+ * is shown while it runs. Resolves to all that it wrote.
  */
 export async function step(title, command, args, options = {}) {
   const begin = performance.now();
   const line = liveLine(title);
-  const { status, stdout, everything } = await collect(command, args, options, line.update);
+  const { status, everything } = await collect(command, args, options, line.update);
   const seconds = ((performance.now() - begin) / 1000).toFixed(1);
   if (status === 0) {
     line.end(`✓ ${title} (${seconds} s)`);
-    return stdout;
+    return everything;
   }
   line.end(`✗ ${title} (${seconds} s)`);
   process.stderr.write(everything.endsWith('\n') ? everything : `${everything}\n`);
@@ -64,7 +64,6 @@ export function runHere(command, args, options = {}) {
 function collect(command, args, options, onLine) {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], ...options });
-    let stdout = '';
     let everything = '';
     const take = (text) => {
       everything += text;
@@ -74,15 +73,10 @@ function collect(command, args, options, onLine) {
         .pop();
       if (last) onLine(last);
     };
-    child.stdout.setEncoding('utf8').on('data', (text) => {
-      stdout += text;
-      take(text);
-    });
+    child.stdout.setEncoding('utf8').on('data', take);
     child.stderr.setEncoding('utf8').on('data', take);
     child.once('error', (error) => reject(new Problem(`${command}: ${error.message}`)));
-    child.once('close', (status, signal) =>
-      resolve({ status: status ?? signal, stdout, everything }),
-    );
+    child.once('close', (status, signal) => resolve({ status: status ?? signal, everything }));
   });
 }
 

@@ -8,6 +8,7 @@ import { inRoot, root, tool } from '../lib/paths.mjs';
 import { Problem, say } from '../lib/terminal.mjs';
 import { codeServerHome } from '../code-server.mjs';
 import { pack } from '../package.mjs';
+import { testCudaKernels } from './cuda.mjs';
 import { unpackExtension } from './unpackedExtension.mjs';
 
 const suiteTimeoutMs = 600_000;
@@ -25,6 +26,7 @@ export const suites = {
   },
   unit: (model) => runMocha(compiled('unit'), model),
   native: runNative,
+  cuda: testCudaKernels,
   integration: (model) => runMocha(compiled('integration'), model),
   package: async () => {
     await pack();
