@@ -8,6 +8,7 @@
 #include "addon/native_session.h"
 #include "cpu/ggml_runtime.h"
 #include "error.h"
+#include "kernels/cpu/attention/kernels.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/linear/linear.h"
 #include "session/machine.h"
@@ -24,7 +25,7 @@ Napi::Value machine(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < features.size(); ++i) list.Set(i, features[i]);
     object.Set("cpuFeatures", list);
     Napi::Object kernels = Napi::Object::New(env);
-    kernels.Set("attention", instructionSetName(chooseInstructionSet()));
+    kernels.Set("attention", instructionSetName(attentionKernels(chooseInstructionSet()).set));
     kernels.Set("linear", std::string(instructionSetName(chooseLinearSet())) + ", decoding ggml " +
                               cpuVariant());
     object.Set("kernels", kernels);
