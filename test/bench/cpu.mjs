@@ -132,17 +132,23 @@ ${rooflineTable(measured, bf16 || f32)}
 Last ${whole(scored)} tokens of the longest prefill, peak against dense: KL ${score.kl[0].toFixed(5)}, same most likely token ${(100 * score.top1[0]).toFixed(1)} %, density ${density.toFixed(3)}`;
 }
 
+function parse(options) {
+  try {
+    return parseArgs({ options });
+  } catch (error) {
+    throw new Problem(error.message, 'The options are listed at the top of test/bench/cpu.mjs.');
+  }
+}
+
 main(async () => {
   const text = (fallback) => ({ type: 'string', default: fallback });
-  const { values } = parseArgs({
-    options: {
-      model: text(),
-      text: text(),
-      synthetic: { type: 'boolean', default: false },
-      tokens: text('2048,8192'),
-      runs: text('3'),
-      threads: text('0'),
-    },
+  const { values } = parse({
+    model: text(),
+    text: text(),
+    synthetic: { type: 'boolean', default: false },
+    tokens: text('2048,8192'),
+    runs: text('3'),
+    threads: text('0'),
   });
   const tokens = values.tokens.split(',').map(Number);
   const [runs, threads] = [values.runs, values.threads].map(Number);
