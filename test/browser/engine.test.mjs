@@ -25,9 +25,7 @@ describe('a question in a workbench', function () {
   after(() => workbench?.stop());
 
   it('shows its phases, streams the answer, and says what it took', async () => {
-    const prefill = workbench.status.filter({ hasText: /Prefill( \d+%)?/ }).waitFor(patience);
-    await workbench.ask('How long does a failed job wait?');
-    await prefill;
+    await workbench.container('Longsight').click();
     const chat = await workbench.chat();
     // Watched from inside: a busy machine may look at the page too seldom to see an answer grow.
     await chat.locator('body').evaluate((body) => {
@@ -37,6 +35,9 @@ describe('a question in a workbench', function () {
         if (answer) globalThis.answerLengths.add(answer.textContent.length);
       }).observe(body, { subtree: true, childList: true, characterData: true });
     });
+    const prefill = workbench.status.filter({ hasText: /Prefill( \d+%)?/ }).waitFor(patience);
+    await workbench.ask('How long does a failed job wait?');
+    await prefill;
     await chat.locator('.question', { hasText: 'How long does a failed job wait?' }).waitFor();
     await chat.locator('.entry[data-state="done"]').waitFor(patience);
     const lengths = await chat.locator('body').evaluate(() => globalThis.answerLengths.size);
