@@ -100,8 +100,8 @@ bool fallsBackToDense(const AttentionTask& task, int64_t listLength) {
          task.params->maxListShare * static_cast<double>(task.segment.end);
 }
 
-std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t row,
-                              const Kept& kept) {
+std::vector<double> rowWeights(const AttentionTask& task, int32_t head, int64_t row,
+                               const Kept& kept) {
   const std::vector<double> exact = scores(task, head, row);
   const std::vector<bool> visible = attended(task, kept, row);
   double most = -kInfinity;
@@ -109,15 +109,27 @@ std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t r
     if (visible[column]) most = std::max(most, exact[column]);
   }
   double sum = 0.0;
-  std::vector<double> result(static_cast<size_t>(task.kv.headDim), 0.0);
+  std::vector<double> weights(exact.size(), 0.0);
   for (size_t column = 0; column < exact.size(); ++column) {
     if (!visible[column]) continue;
-    const double weight = std::exp(exact[column] - most);
-    const uint16_t* value = cacheRow(task, task.kv.values, head, static_cast<int64_t>(column));
-    sum += weight;
-    for (size_t dim = 0; dim < result.size(); ++dim) result[dim] += weight * widen(value[dim]);
+    weights[column] = std::exp(exact[column] - most);
+    sum += weights[column];
   }
-  for (double& value : result) value /= sum;
+  for (double& weight : weights) weight /= sum;
+  return weights;
+}
+
+std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t row,
+                              const Kept& kept) {
+  const std::vector<double> weights = rowWeights(task, head, row, kept);
+  std::vector<double> result(static_cast<size_t>(task.kv.headDim), 0.0);
+  for (size_t column = 0; column < weights.size(); ++column) {
+    if (weights[column] == 0.0) continue;
+    const uint16_t* value = cacheRow(task, task.kv.values, head, static_cast<int64_t>(column));
+    for (size_t dim = 0; dim < result.size(); ++dim) {
+      result[dim] += weights[column] * widen(value[dim]);
+    }
+  }
   return result;
 }
 

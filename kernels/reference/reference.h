@@ -26,6 +26,10 @@ struct Kept {
   std::vector<int32_t> list;
 };
 
+// Stage 3 for one row of the segment: the probability of each column in [0, segment.end).
+std::vector<double> rowWeights(const AttentionTask& task, int32_t head, int64_t row,
+                               const Kept& kept);
+
 // Stage 3 for one row of the segment: headDim values.
 std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t row,
                               const Kept& kept);

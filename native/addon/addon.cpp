@@ -25,7 +25,7 @@ Napi::Value machine(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < features.size(); ++i) list.Set(i, features[i]);
     object.Set("cpuFeatures", list);
     Napi::Object kernels = Napi::Object::New(env);
-    kernels.Set("attention", instructionSetName(attentionKernels(chooseInstructionSet()).set));
+    kernels.Set("attention", instructionSetName(chooseAttentionKernels().set));
     kernels.Set("linear", std::string(instructionSetName(chooseLinearSet())) + ", decoding ggml " +
                               cpuVariant());
     object.Set("kernels", kernels);

@@ -228,6 +228,10 @@ bool runAttention(const AttentionTask& task, ThreadPool& pool, const CancelFlag&
                                 std::to_string(task.segment.end) + " in a cache of " +
                                 std::to_string(kv.capacityRows));
   }
+  if (!(task.scale > 0.0f)) {
+    throw std::invalid_argument("attention: scale " + std::to_string(task.scale) +
+                                " is not positive");
+  }
   if (!task.segment.dense && task.params->policy == Policy::mass) {
     throw std::invalid_argument("attention: policy mass is not available, use peak or dense");
   }

@@ -69,7 +69,7 @@ struct AttentionTask {
   int32_t heads = 0;
   // Rows [0, segment.end) are filled; later ones are never read. headDim is a multiple of 4.
   KvLayer kv;
-  // Usually 1 / sqrt(headDim).
+  // Positive, usually 1 / sqrt(headDim).
   float scale = 0.0f;
   // First row whose output is wanted (the last layer needs only some); voters still vote.
   int64_t outputBegin = 0;

@@ -8,10 +8,11 @@ namespace longsight {
 
 void ThreadScratch::reserve(int64_t slots, int32_t headDim, int32_t paddedDim,
                             const AttentionKernels& kernels) {
-  keys.reserve(int64_t{kTileKeys} * headDim);
-  values.reserve(int64_t{kTileKeys} * paddedDim);
+  queries.reserve(slots * kernels.rowBytes(headDim));
+  keys.reserve(kTileKeys * kernels.rowBytes(headDim));
+  values.reserve(int64_t{kTileKeys} * paddedDim * kernels.elementBytes);
+  fewQueries.reserve(int64_t{kFewRows} * headDim);
   scores.reserve(int64_t{std::max(kernels.blockRows, kFewRows)} * kTileKeys);
-  queries.reserve(slots * headDim);
   output.reserve(slots * paddedDim);
   maximum.reserve(slots);
   sum.reserve(slots);
@@ -23,9 +24,9 @@ void ThreadScratch::reserve(int64_t slots, int32_t headDim, int32_t paddedDim,
 }
 
 uint64_t ThreadScratch::bytes() const {
-  return keys.bytes() + values.bytes() + scores.bytes() + queries.bytes() + output.bytes() +
-         maximum.bytes() + sum.bytes() + rows.bytes() + seesFrom.bytes() + seesTo.bytes() +
-         visibleBegin.bytes() + visibleEnd.bytes();
+  return queries.bytes() + keys.bytes() + values.bytes() + fewQueries.bytes() + scores.bytes() +
+         output.bytes() + maximum.bytes() + sum.bytes() + rows.bytes() + seesFrom.bytes() +
+         seesTo.bytes() + visibleBegin.bytes() + visibleEnd.bytes();
 }
 
 uint64_t AttentionScratch::State::bytes() const {
@@ -36,8 +37,7 @@ uint64_t AttentionScratch::State::bytes() const {
   return total;
 }
 
-AttentionScratch::AttentionScratch()
-    : state_(std::make_unique<State>(attentionKernels(chooseInstructionSet()))) {}
+AttentionScratch::AttentionScratch() : state_(std::make_unique<State>(chooseAttentionKernels())) {}
 AttentionScratch::~AttentionScratch() = default;
 
 uint64_t AttentionScratch::bytes() const { return state_->bytes(); }
@@ -66,8 +66,10 @@ uint64_t attentionScratchBytes(const AttentionShape& shape, const SampleAttentio
   // Blocks are at most 16 rows in any instruction set.
   const int64_t slots = maxSlots(shape.heads / shape.kvHeads, 16);
   const int64_t padded = roundUp(shape.headDim, kDimMultiple);
+  // Packed elements have at most 4 bytes.
   const int64_t thread = (int64_t{kTileKeys} + slots) * (shape.headDim + padded) * 4 +
-                         16 * kTileKeys * 4 + slots * (8 + 8 + 24);
+                         (kFewRows * int64_t{shape.headDim} + 16 * kTileKeys) * 4 +
+                         slots * (8 + 8 + 24);
   // Stage 1 and 2: voters with anchors, a peak and an index for each column.
   int64_t shared = 0;
   if (params.policy != Policy::dense) {

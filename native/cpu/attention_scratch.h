@@ -1,6 +1,7 @@
 // The memory of runAttention: what threads own, and what the stages hand to each other.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -39,14 +40,14 @@ class GrowBuffer {
 
 // What one thread needs for the rows of a work item and one tile of columns.
 struct ThreadScratch {
-  GrowBuffer<float> keys, values, scores;
-  GrowBuffer<float> queries, output, maximum, sum;
+  GrowBuffer<std::byte> queries, keys, values;  // packed
+  GrowBuffer<float> fewQueries, scores, output, maximum, sum;
   GrowBuffer<const float*> rows;
   // Columns that a row sees: from, to (exclusive), in the order in which columns are visited.
   GrowBuffer<int64_t> seesFrom, seesTo;
   // The same within one tile.
   GrowBuffer<int32_t> visibleBegin, visibleEnd;
-  // Rows of the current item when attendFew takes them, else 0: queries are then not packed.
+  // Rows of the current item when attendFew takes them, else 0.
   int32_t fewRows = 0;
 
   void reserve(int64_t slots, int32_t headDim, int32_t paddedDim, const AttentionKernels& kernels);
@@ -61,7 +62,8 @@ struct AttentionScratch::State {
 
   // Stage 1: queries of the voters in the score dims, packed [head][block]; anchors [head][voter];
   // peaks [head][column < remoteEnd].
-  GrowBuffer<float> voterQueries, anchors, peaks;
+  GrowBuffer<std::byte> voterQueries;
+  GrowBuffer<float> anchors, peaks;
   // Stage 2, [head]: the sinks, then the list; how many of these lie before each 128-block.
   GrowBuffer<int32_t> columns, countBefore;
   int64_t columnStride = 0;

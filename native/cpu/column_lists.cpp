@@ -13,7 +13,7 @@ bool SegmentRun::selectColumns() {
   scratch_.blockStride = blocks + 1;
   scratch_.columns.reserve(task_.heads * scratch_.columnStride);
   scratch_.countBefore.reserve(task_.heads * scratch_.blockStride);
-  scratch_.voterQueries.reserve(task_.heads * voterSlots_ * scoreDims_.count());
+  scratch_.voterQueries.reserve(task_.heads * voterSlots_ * kernels_.rowBytes(scoreDims_.count()));
   scratch_.anchors.reserve(task_.heads * voterSlots_);
   scratch_.peaks.reserve(task_.heads * remoteEnd_);
   std::fill_n(scratch_.anchors.data(), task_.heads * voterSlots_, kInfinity);
@@ -39,14 +39,15 @@ bool SegmentRun::selectColumns() {
 }
 
 void SegmentRun::packVoters(int32_t head) {
-  float* packed = scratch_.voterQueries.data() + head * voterSlots_ * scoreDims_.count();
+  const int64_t rowBytes = kernels_.rowBytes(scoreDims_.count());
+  std::byte* packed = scratch_.voterQueries.data() + head * voterSlots_ * rowBytes;
   const float* rows[16];
   for (int64_t first = 0; first < voterSlots_; first += blockRows()) {
     for (int64_t i = 0; i < blockRows(); ++i) {
       const auto voter = static_cast<size_t>(first + i);
       rows[i] = voter < voters_.size() ? query(voters_[voter], head) : nullptr;
     }
-    kernels_.packQueries(rows, 1, scoreDims_, scale_, packed + first * scoreDims_.count());
+    kernels_.packQueries(rows, 1, scoreDims_, scale_, packed + first * rowBytes);
   }
 }
 
@@ -88,6 +89,7 @@ void SegmentRun::anchorVoters(int64_t tile, int32_t kvHead, ThreadScratch& s) {
 
 void SegmentRun::scorePeaks(int64_t block, int32_t kvHead, ThreadScratch& s) {
   const int32_t dims = scoreDims_.count();
+  const int64_t rowBytes = kernels_.rowBytes(dims);
   // Windows start later in later rows: the voters from this one on see the block as remote.
   const auto first = std::partition_point(voters_.begin(), voters_.end(), [&](int64_t row) {
     return windowOf(row) <= block * kTileRows;
@@ -108,10 +110,11 @@ void SegmentRun::scorePeaks(int64_t block, int32_t kvHead, ThreadScratch& s) {
       for (int32_t i = 0; i < blockRows(); ++i) {
         firstAnchors[i] = firstSlot + i < firstVoter ? kInfinity : anchors[i];
       }
-      const float* queries = scratch_.voterQueries.data() + (head * voterSlots_ + firstSlot) * dims;
-      kernels_.peaks({queries, 1, dims, firstAnchors, s.keys.data(), peaks});
-      kernels_.peaks({queries + blockRows() * dims, blocks - 1, dims, anchors + blockRows(),
-                      s.keys.data(), peaks});
+      const std::byte* queries =
+          scratch_.voterQueries.data() + (head * voterSlots_ + firstSlot) * rowBytes;
+      kernels_.peaks({queries, 1, dims, scale_, firstAnchors, s.keys.data(), peaks});
+      kernels_.peaks({queries + blockRows() * rowBytes, blocks - 1, dims, scale_,
+                      anchors + blockRows(), s.keys.data(), peaks});
     }
   }
 }

@@ -91,11 +91,7 @@ void SegmentRun::startDenseRows(ThreadScratch& s, int32_t blocks, int32_t used) 
   startRows(s, blocks, true);
   if (used > kFewRows || dim_ % kDimMultiple != 0) return;
   s.fewRows = used;
-  for (int64_t row = 0; row < used; ++row) {
-    for (int64_t dim = 0; dim < dim_; ++dim) {
-      s.queries.data()[row * dim_ + dim] = s.rows.data()[row][dim] * scale_;
-    }
-  }
+  kernels_.packFewQueries(s.rows.data(), used, dim_, scale_, s.fewQueries.data());
 }
 
 // Adds the columns to the softmax of the rows.
@@ -133,15 +129,16 @@ void SegmentRun::visit(ThreadScratch& s, int32_t kvHead, const Columns& columns,
     if (s.fewRows > 0) {
       const int32_t* visibleEnd = masked ? s.visibleEnd.data() : nullptr;
       kernels_.attendFew(
-          {s.queries.data(), s.fewRows, keys, values, visibleEnd, state, s.scores.data()});
+          {s.fewQueries.data(), s.fewRows, keys, values, visibleEnd, state, s.scores.data()});
       continue;
     }
     kernels_.packKeys(keys, allDims(dim_), s.keys.data());
     if (wantsOutput) kernels_.packValues(values, s.values.data());
     AttendTile tile;
-    tile.queries = s.queries.data() + firstSlot * dim_;
+    tile.queries = s.queries.data() + firstSlot * kernels_.rowBytes(dim_);
     tile.blocks = blocks.end - blocks.begin;
     tile.dims = dim_;
+    tile.scale = scale_;
     tile.keys = s.keys.data();
     tile.values = wantsOutput ? s.values.data() : nullptr;
     tile.keyCount = count;

@@ -1,4 +1,4 @@
-// Speed of attention on this machine, beside the measured peak of f32 multiply-adds.
+// Speed of attention on this machine, beside the measured peak of the products that it is made of.
 //   attention_bench [--tokens N] [--heads H] [--kv-heads K] [--dim D] [--threads T] [--rows R]
 //                   [--density X] [--repeat N]
 // Computes the last R rows of N as dense and as sparse. For the sparse run every key that should be
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "attention_case.h"
+#include "kernels/cpu/attention/kernels.h"
 
 using namespace longsight;
 
@@ -50,6 +51,27 @@ __attribute__((target("avx2,fma"))) float chains(int64_t rounds) {
   return total;
 }
 constexpr double kFlopPerRound = 12 * 8 * 2;
+
+// The same of bf16 products.
+__attribute__((target("avx512f,avx512bf16"))) float bf16Chains(int64_t rounds) {
+  __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  __m512 sums[16];
+#pragma GCC unroll 16
+  for (__m512& sum : sums) {
+    sum = _mm512_setzero_ps();
+    asm volatile("" : "+v"(sum));
+  }
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile("" : "+v"(a));
+#pragma GCC unroll 16
+    for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, a, a);
+  }
+  float total = 0;
+#pragma GCC unroll 16
+  for (const __m512& sum : sums) total += _mm512_cvtss_f32(sum);
+  return total;
+}
+constexpr double kBf16FlopPerRound = 16 * 32 * 2;
 #else
 float chains(int64_t rounds) {
   float sums[32] = {};
@@ -59,18 +81,22 @@ float chains(int64_t rounds) {
   return sums[0];
 }
 constexpr double kFlopPerRound = 32 * 2;
+float bf16Chains(int64_t rounds) { return chains(rounds); }
+constexpr double kBf16FlopPerRound = kFlopPerRound;
 #endif
 
 // Of one thread, a second of its time.
-double peakGflops(ThreadPool& pool) {
-  constexpr int64_t kRounds = 40'000'000;
+double peakGflops(ThreadPool& pool, bool bf16) {
+  constexpr int64_t kRounds = 20'000'000;
+  const double flopPerRound = bf16 ? kBf16FlopPerRound : kFlopPerRound;
   std::vector<float> sink(static_cast<size_t>(pool.threads()));
   double best = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {
     const double start = cpuSeconds();
-    pool.forEach(pool.threads(),
-                 [&](int64_t item, int32_t) { sink[static_cast<size_t>(item)] = chains(kRounds); });
-    best = std::max(best, kRounds * kFlopPerRound * pool.threads() / (cpuSeconds() - start) / 1e9);
+    pool.forEach(pool.threads(), [&](int64_t item, int32_t) {
+      sink[static_cast<size_t>(item)] = bf16 ? bf16Chains(kRounds) : chains(kRounds);
+    });
+    best = std::max(best, kRounds * flopPerRound * pool.threads() / (cpuSeconds() - start) / 1e9);
   }
   return best;
 }
@@ -136,12 +162,14 @@ int main(int argc, char** argv) {
   }
   o.rows = std::min(o.rows, o.tokens);
   ThreadPool pool(o.threads);
-  const double peak = peakGflops(pool);
-  std::printf("f32 multiply-add peak of a thread: %.1f GFLOP/s\n", peak);
+  const InstructionSet set = chooseAttentionKernels().set;
+  const bool bf16 = set == InstructionSet::avx512bf16;
+  const double peak = peakGflops(pool, bf16);
+  std::printf("%s peak of a thread: %.1f GFLOP/s\n", bf16 ? "bf16 product" : "f32 multiply-add",
+              peak);
   std::printf("rows %lld to %lld, %d/%d heads, d = %d, instruction set %s\n",
               static_cast<long long>(o.tokens - o.rows), static_cast<long long>(o.tokens), o.heads,
-              o.kvHeads, o.dim,
-              std::getenv("LONGSIGHT_CPU") != nullptr ? std::getenv("LONGSIGHT_CPU") : "(best)");
+              o.kvHeads, o.dim, instructionSetName(set));
 
   SampleAttentionParams params;
   Segment segment{o.tokens - o.rows, o.tokens, true, 0, 0};

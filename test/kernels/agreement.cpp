@@ -7,9 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
+#include <map>
 #include <numeric>
 
 #include "attention/geometry.h"
+#include "cpu/attention_scratch.h"
 #include "kernels/reference/reference.h"
 
 namespace longsight::test {
@@ -33,10 +35,40 @@ struct ListCounts {
   int64_t differing = 0;
 };
 
-void expectSameList(const AttentionCase& c, int32_t head, const Tolerance& tolerance,
-                    ListCounts& counts) {
+bool roundsToBf16(const AttentionCase& c) { return c.task.scratch->state().kernels->roundsQueries; }
+
+// How far rounding a row's weights to bf16 moves its output, by the largest of all dims. Each
+// weight errs by up to 2^-8 of itself, like chance, but equal weights by as much in the same
+// direction.
+double weightRounding(const AttentionTask& task, int32_t head, int64_t row,
+                      const reference::Kept& kept, const std::vector<double>& output) {
+  const std::vector<double> weights = reference::rowWeights(task, head, row, kept);
+  const int64_t dims = task.kv.headDim;
+  const uint16_t* values =
+      task.kv.values + head / (task.heads / task.kv.kvHeads) * task.kv.capacityRows * dims;
+  double worst = 0.0;
+  for (int64_t dim = 0; dim < dims; ++dim) {
+    double alone = 0.0;
+    std::map<float, double> together;
+    for (size_t column = 0; column < weights.size(); ++column) {
+      if (weights[column] == 0.0) continue;
+      const double share =
+          weights[column] * (fromBf16(values[static_cast<int64_t>(column) * dims + dim]) -
+                             output[static_cast<size_t>(dim)]);
+      alone += share * share;
+      together[static_cast<float>(weights[column])] += share;
+    }
+    double equal = 0.0;
+    for (const auto& [weight, share] : together) equal += share * share;
+    worst = std::max(worst, std::sqrt(alone) + std::sqrt(equal));
+  }
+  return 3.0 * worst / 256.0;
+}
+
+void expectSameList(const AttentionCase& c, const AttentionTask& task, int32_t head,
+                    const Tolerance& tolerance, ListCounts& counts) {
   const HeadAttention& result = c.heads[static_cast<size_t>(head)];
-  const std::vector<double> peaks = reference::peaks(c.task, head);
+  const std::vector<double> peaks = reference::peaks(task, head);
   const std::vector<int32_t> expected = reference::columnList(c.task, peaks);
   const auto length = static_cast<int64_t>(expected.size());
   const double cut = std::log(c.params.epsilon);
@@ -70,9 +102,17 @@ void expectSameList(const AttentionCase& c, int32_t head, const Tolerance& toler
 }  // namespace
 
 std::vector<std::string> kernelSets() {
-  std::vector<std::string> names = {"portable"};
-  if (instructionSetRuns(InstructionSet::avx2)) names.push_back("avx2");
+  std::vector<std::string> names;
+  for (const InstructionSet set : kInstructionSets) {
+    if (instructionSetRuns(set) && attentionKernels(set).set == set) {
+      names.emplace_back(instructionSetName(set));
+    }
+  }
   return names;
+}
+
+double reorderTolerance(const AttentionCase& c, int64_t columns) {
+  return roundsToBf16(c) ? 0.04 / std::sqrt(static_cast<double>(columns)) : 1e-5;
 }
 
 ForcedSet::ForcedSet(const std::string& name) { setenv("LONGSIGHT_CPU", name.c_str(), 1); }
@@ -84,12 +124,20 @@ void expectAgreement(const AttentionCase& c, std::mt19937_64& random, const Effo
   ASSERT_EQ(c.heads.size(), static_cast<size_t>(c.task.heads));
   for (const float x : c.outputs()) ASSERT_TRUE(std::isfinite(x));
 
+  AttentionTask task = c.task;
+  std::vector<float> rounded;
+  if (roundsToBf16(c)) {
+    const int64_t elements = (segment.end - segment.begin) * task.heads * task.kv.headDim;
+    for (int64_t i = 0; i < elements; ++i) rounded.push_back(fromBf16(toBf16(task.queries[i])));
+    task.queries = rounded.data();
+  }
+
   ListCounts counts;
   for (const int64_t chosen : sample(0, c.task.heads, effort.heads, random)) {
     const auto head = static_cast<int32_t>(chosen);
     SCOPED_TRACE("head " + std::to_string(head));
     const HeadAttention& result = c.heads[static_cast<size_t>(head)];
-    if (!segment.dense) expectSameList(c, head, tolerance, counts);
+    if (!segment.dense) expectSameList(c, task, head, tolerance, counts);
 
     // From here on by the list that was used.
     const auto list = c.scratch.columnList(head);
@@ -99,17 +147,19 @@ void expectAgreement(const AttentionCase& c, std::mt19937_64& random, const Effo
     const std::vector<int64_t> audits = auditRows(segment, c.params);
     ASSERT_EQ(result.coverage.size(), audits.size());
     for (size_t i = 0; i < audits.size(); ++i) {
-      const double expected = reference::coverage(c.task, head, audits[i], kept);
+      const double expected = reference::coverage(task, head, audits[i], kept);
       EXPECT_NEAR(result.coverage[i], expected, tolerance.coverage) << "audit row " << audits[i];
     }
     for (const int64_t row : sample(c.task.outputBegin, segment.end, effort.rows, random)) {
-      const std::vector<double> expected = reference::attendRow(c.task, head, row, kept);
+      const std::vector<double> expected = reference::attendRow(task, head, row, kept);
       const float* actual = c.output(row, head);
       double worst = 0;
       for (size_t dim = 0; dim < expected.size(); ++dim) {
         worst = std::max(worst, std::abs(actual[dim] - expected[dim]));
       }
-      EXPECT_LE(worst, tolerance.output) << "row " << row;
+      double allowed = tolerance.output;
+      if (roundsToBf16(c)) allowed += weightRounding(task, head, row, kept, expected);
+      EXPECT_LE(worst, allowed) << "row " << row;
     }
   }
   if (counts.differing > 0) {

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <thread>
 
 #include "agreement.h"
 #include "attention/geometry.h"
+#include "kernels/cpu/attention/kernels.h"
 
 namespace longsight::test {
 namespace {
@@ -246,7 +248,19 @@ TEST_P(AttentionEdges, WrongInputIsRefused) {
   expectRefused([](AttentionTask& task, auto&) { task.kv.headDim = 66; });
   expectRefused([](AttentionTask& task, auto&) { task.segment.end = task.kv.capacityRows + 1; });
   expectRefused([](AttentionTask& task, auto&) { task.segment.begin = -1; });
+  expectRefused([](AttentionTask& task, auto&) { task.scale = 0.0f; });
   expectRefused([](AttentionTask&, auto& params) { params.policy = Policy::mass; });
+}
+
+TEST(InstructionSets, MeasuredKernelsRunHereAndStayTheSame) {
+  unsetenv("LONGSIGHT_CPU");
+  const AttentionKernels& chosen = chooseAttentionKernels();
+  EXPECT_TRUE(instructionSetRuns(chosen.set));
+  EXPECT_EQ(&chosen, &chooseAttentionKernels());
+  for (const std::string& name : kernelSets()) {
+    const ForcedSet forced(name);
+    EXPECT_EQ(instructionSetName(chooseAttentionKernels().set), name);
+  }
 }
 
 TEST(InstructionSets, UnknownNameIsRefused) {

@@ -131,7 +131,7 @@ TEST_P(Attention, EpsilonZeroEqualsDense) {
     c.poisonOutput();
     ASSERT_TRUE(c.run(2));
     const std::vector<float> all = c.outputs();
-    for (size_t i = 0; i < all.size(); ++i) ASSERT_NEAR(kept[i], all[i], 1e-5f);
+    for (size_t i = 0; i < all.size(); ++i) ASSERT_NEAR(kept[i], all[i], reorderTolerance(c, 900));
   }
 }
 
@@ -150,7 +150,8 @@ TEST_P(Attention, LongListsFallBackToDense) {
   c.task.segment = dense(900, 2500);
   ASSERT_TRUE(c.run(2));
   const std::vector<float> all = c.outputs();
-  for (size_t i = 0; i < all.size(); ++i) ASSERT_NEAR(fallback[i], all[i], 1e-5f);
+  for (size_t i = 0; i < all.size(); ++i)
+    ASSERT_NEAR(fallback[i], all[i], reorderTolerance(c, 900));
 }
 
 TEST_P(Attention, SeveralDenseSegmentsEqualOne) {
@@ -173,7 +174,10 @@ TEST_P(Attention, SeveralDenseSegmentsEqualOne) {
   }
   c.task.output = output;
   const std::vector<float> pieces = c.outputs();
-  for (size_t i = 0; i < whole.size(); ++i) ASSERT_NEAR(pieces[i], whole[i], 1e-5f);
+  for (size_t i = 0; i < whole.size(); ++i) {
+    const auto row = static_cast<int64_t>(i) / (6 * 64);
+    ASSERT_NEAR(pieces[i], whole[i], reorderTolerance(c, row + 1)) << "row " << row;
+  }
 }
 
 TEST_P(Attention, OutputBeginChangesNothingElse) {

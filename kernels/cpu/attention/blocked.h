@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/cpu/attention/kernels.h"
+#include "kernels/cpu/attention/key_row.h"
 
 namespace longsight {
 namespace {
@@ -70,7 +70,8 @@ struct Blocked {
 
   // [block][dim][row]
   static void packQueries(const float* const* rows, int32_t blocks, DimRanges dims, float scale,
-                          float* packed) {
+                          void* target) {
+    auto* packed = static_cast<float*>(target);
     for (int32_t block = 0; block < blocks; ++block, rows += kRows) {
       for (const DimRange& range : dims.ranges) {
         for (int32_t dim = range.begin; dim < range.end; ++dim) {
@@ -82,13 +83,16 @@ struct Blocked {
     }
   }
 
-  static const uint16_t* keyRow(const KeyRows& keys, int32_t key) {
-    const int64_t row = keys.columns != nullptr ? keys.columns[key] : keys.first + key;
-    return keys.matrix + row * keys.headDim;
+  static void packFewQueries(const float* const* rows, int32_t count, int32_t headDim, float scale,
+                             float* packed) {
+    for (int32_t row = 0; row < count; ++row) {
+      for (int32_t dim = 0; dim < headDim; ++dim) *packed++ = rows[row][dim] * scale;
+    }
   }
 
   // [panel][dim][column]
-  static void packKeys(const KeyRows& keys, DimRanges dims, float* packed) {
+  static void packKeys(const KeyRows& keys, DimRanges dims, void* target) {
+    auto* packed = static_cast<float*>(target);
     const int32_t count = dims.count();
     for (int32_t begin = 0; begin < keys.count; begin += kPanel, packed += kPanel * count) {
       const uint16_t* rows[kPanel];
@@ -100,7 +104,8 @@ struct Blocked {
   }
 
   // [panel of dims][column][dim]
-  static void packValues(const KeyRows& values, float* packed) {
+  static void packValues(const KeyRows& values, void* panels) {
+    auto* packed = static_cast<float*>(panels);
     for (int32_t key = 0; key < values.count; ++key) {
       const uint16_t* row = keyRow(values, key);
       float* target = packed + key * kPanel;
@@ -176,7 +181,8 @@ struct Blocked {
 
       const int32_t panels = (blockEnd + kPanel - 1) / kPanel;
       const int32_t columns = panels * kPanel;
-      score(tile.queries + row0 * tile.dims, tile.dims, tile.keys, panels, tile.scores);
+      score(static_cast<const float*>(tile.queries) + row0 * tile.dims, tile.dims,
+            static_cast<const float*>(tile.keys), panels, tile.scores);
       for (int row = 0; row < kRows; ++row) {
         float* scores = tile.scores + row * kTileKeys;
         if (begin[row] >= end[row]) {
@@ -205,8 +211,8 @@ struct Blocked {
         sum[row][0] = V::load(output + row * stride);
         sum[row][1] = V::load(output + row * stride + V::kLanes);
       }
-      multiplyAccumulate<V, kRows, kTileKeys, 1>(tile.scores, tile.values + dim * kTileKeys,
-                                                 keyCount, sum);
+      multiplyAccumulate<V, kRows, kTileKeys, 1>(
+          tile.scores, static_cast<const float*>(tile.values) + dim * kTileKeys, keyCount, sum);
       for (int row = 0; row < kRows; ++row) {
         V::store(output + row * stride, sum[row][0]);
         V::store(output + row * stride + V::kLanes, sum[row][1]);
@@ -297,12 +303,14 @@ struct Blocked {
 
   static void peaks(const PeakTile& tile) {
     for (int32_t block = 0; block < tile.blocks; ++block) {
-      const float* queries = tile.queries + int64_t{block} * kRows * tile.dims;
+      const float* queries =
+          static_cast<const float*>(tile.queries) + int64_t{block} * kRows * tile.dims;
+      const auto* keys = static_cast<const float*>(tile.keys);
       const float* anchors = tile.anchors + int64_t{block} * kRows;
       for (int32_t panel = 0; panel < kTileKeys / kPanel; ++panel) {
         typename V::Type sum[kRows][2];
         for (auto& row : sum) row[0] = row[1] = V::zero();
-        multiplyAccumulate<V, kRows, 1, kRows>(queries, tile.keys + panel * tile.dims * kPanel,
+        multiplyAccumulate<V, kRows, 1, kRows>(queries, keys + panel * tile.dims * kPanel,
                                                tile.dims, sum);
         float* peaks = tile.peaks + panel * kPanel;
         auto peak0 = V::load(peaks);
@@ -319,7 +327,18 @@ struct Blocked {
   }
 
   static constexpr AttentionKernels table(InstructionSet set) {
-    return {set, kRows, kPanel, packQueries, packKeys, packValues, attend, attendFew, peaks};
+    return {.set = set,
+            .blockRows = kRows,
+            .elementBytes = sizeof(float),
+            .dimMultiple = 1,
+            .roundsQueries = false,
+            .packQueries = packQueries,
+            .packFewQueries = packFewQueries,
+            .packKeys = packKeys,
+            .packValues = packValues,
+            .attend = attend,
+            .attendFew = attendFew,
+            .peaks = peaks};
   }
 };
 

@@ -1,9 +1,10 @@
 // What an instruction set contributes to attention. native/cpu/attention.cpp holds all the rest.
 //
-// Everything works on a tile of up to kTileKeys columns, unpacked from bf16 to f32 once and then
-// used by all rows of a work item. Rows come in blocks of `blockRows`, columns in panels of
-// `panelColumns`: a block times a panel is what fits the registers. Only the functions here know
-// the order of packed elements. Scores are in base 2: queries are packed times scale * log2(e).
+// Everything works on a tile of up to kTileKeys columns, packed once and then used by all rows of a
+// work item. Rows come in blocks of `blockRows`. Only the functions here know the type and the
+// order of packed elements: f32, with the scale in the packed queries, or bf16, where the queries
+// alone are rounded and the scale is applied to their products. Scores are in base 2: the scale
+// that all functions get is the softmax's times log2(e).
 #pragma once
 
 #include <cstdint>
@@ -39,11 +40,12 @@ struct RowState {
 };
 
 struct AttendTile {
-  const float* queries;  // packed blocks
+  const void* queries;  // packed blocks
   int32_t blocks;
-  int32_t dims;         // of a query and a key
-  const float* keys;    // packed
-  const float* values;  // packed; null when state.output is
+  int32_t dims;  // of a query and a key
+  float scale;
+  const void* keys;    // packed
+  const void* values;  // packed; null when state.output is
   int32_t keyCount;
   // Row i sees keys [visibleBegin[i], visibleEnd[i]) of the tile; null: from 0, to keyCount.
   const int32_t* visibleBegin;
@@ -55,7 +57,7 @@ struct AttendTile {
 // A few rows, as in decoding: the tile is read as it is stored, since unpacking would cost more
 // than it saves. headDim is a multiple of kDimMultiple.
 struct FewTile {
-  const float* queries;  // [row][headDim], times scale * log2(e)
+  const float* queries;  // by packFewQueries
   int32_t rows;          // <= kFewRows
   KeyRows keys;
   KeyRows values;
@@ -66,27 +68,42 @@ struct FewTile {
 };
 
 struct PeakTile {
-  const float* queries;  // packed blocks
+  const void* queries;  // packed blocks
   int32_t blocks;
   int32_t dims;
+  float scale;
   const float* anchors;  // one a row, base 2; +inf: the row does not count
-  const float* keys;     // packed, kTileKeys columns (the rest zero)
+  const void* keys;      // packed, kTileKeys columns (the rest zero)
   float* peaks;          // [kTileKeys], becomes the maximum of itself and (score - anchor)
 };
 
 struct AttentionKernels {
   InstructionSet set;
   int32_t blockRows;
-  int32_t panelColumns;
+  // Of a packed element.
+  int32_t elementBytes;
+  // Packed queries and keys have zeros up to a multiple of this many dimensions (of values: of
+  // kDimMultiple).
+  int32_t dimMultiple;
+  // Queries count as rounded to bf16.
+  bool roundsQueries;
+
+  // Of one packed query or key.
+  int64_t rowBytes(int32_t dims) const {
+    return int64_t{(dims + dimMultiple - 1) / dimMultiple * dimMultiple} * elementBytes;
+  }
 
   // Packs `blocks` blocks of rows; rows[i] points to headDim floats, null becomes zeros.
-  // packed: blocks * blockRows * dims.count() floats.
+  // packed: blocks * blockRows * rowBytes(dims.count()).
   void (*packQueries)(const float* const* rows, int32_t blocks, DimRanges dims, float scale,
-                      float* packed);
-  // packed: kTileKeys * dims.count() floats. Columns up to the next panel become zeros.
-  void (*packKeys)(const KeyRows& keys, DimRanges dims, float* packed);
-  // packed: kTileKeys * (headDim rounded up to kDimMultiple) floats.
-  void (*packValues)(const KeyRows& values, float* packed);
+                      void* packed);
+  // packed: [row][headDim].
+  void (*packFewQueries)(const float* const* rows, int32_t count, int32_t headDim, float scale,
+                         float* packed);
+  // packed: kTileKeys * rowBytes(dims.count()).
+  void (*packKeys)(const KeyRows& keys, DimRanges dims, void* packed);
+  // packed: kTileKeys * (headDim rounded up to kDimMultiple) elements.
+  void (*packValues)(const KeyRows& values, void* packed);
 
   void (*attend)(const AttendTile& tile);
   void (*attendFew)(const FewTile& tile);
@@ -96,8 +113,14 @@ struct AttentionKernels {
 const AttentionKernels* portableAttentionKernels();
 // Null where this build does not contain them.
 const AttentionKernels* avx2AttentionKernels();
+const AttentionKernels* avx512bf16AttentionKernels();
 
 // Those of the best set at or below `set` that has kernels of its own.
 const AttentionKernels& attentionKernels(InstructionSet set);
+
+// Those of LONGSIGHT_CPU, else the ones that measure fastest here: the rate of bf16 products beside
+// that of f32 differs between processors. Measured once, in about a millisecond.
+// Throws std::runtime_error like chooseInstructionSet().
+const AttentionKernels& chooseAttentionKernels();
 
 }  // namespace longsight
