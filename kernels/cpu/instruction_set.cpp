@@ -12,6 +12,8 @@
 namespace longsight {
 namespace {
 
+constexpr const char* kVariable = "LONGSIGHT_CPU";
+
 #if defined(__x86_64__)
 // Linux hands out the tile registers on request, once a process for all its threads.
 bool tilesAllowed() {
@@ -77,6 +79,27 @@ bool instructionSetRuns(InstructionSet set) {
 #endif
 }
 
+bool isInstructionSetForced() {
+  const char* forced = std::getenv(kVariable);
+  return forced != nullptr && *forced != '\0';
+}
+
+InstructionSet fastestInstructionSet(
+    const std::function<std::optional<double>(InstructionSet)>& seconds) {
+  constexpr double kClearly = 0.85;
+  InstructionSet best = InstructionSet::portable;
+  double bestSeconds = 1.0;
+  for (const InstructionSet set : kInstructionSets) {
+    if (!instructionSetRuns(set)) continue;
+    const std::optional<double> taken = seconds(set);
+    if (taken && *taken * kClearly < bestSeconds) {
+      best = set;
+      bestSeconds = *taken;
+    }
+  }
+  return best;
+}
+
 InstructionSet chooseInstructionSet() {
   InstructionSet best = InstructionSet::portable;
   std::string available;
@@ -85,8 +108,8 @@ InstructionSet chooseInstructionSet() {
     best = set;
     available += (available.empty() ? "" : ", ") + std::string(instructionSetName(set));
   }
-  const char* forced = std::getenv("LONGSIGHT_CPU");
-  if (forced == nullptr || *forced == '\0') return best;
+  if (!isInstructionSetForced()) return best;
+  const char* forced = std::getenv(kVariable);
   const std::optional<InstructionSet> set = parseInstructionSet(forced);
   if (!set || !instructionSetRuns(*set)) {
     throw std::runtime_error("LONGSIGHT_CPU=" + std::string(forced) + ": " +

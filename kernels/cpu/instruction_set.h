@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string_view>
 
@@ -30,5 +31,15 @@ bool instructionSetRuns(InstructionSet set);
 // The set named by the environment variable LONGSIGHT_CPU, else the best that runs here.
 // Throws std::runtime_error when the variable names no set, or one that does not run here.
 InstructionSet chooseInstructionSet();
+
+// Whether LONGSIGHT_CPU names a set: then nothing is measured.
+bool isInstructionSetForced();
+
+// The set whose work takes the least time: the rate of bf16 products beside that of f32 differs
+// between processors. A set has to be clearly faster than one that comes after it, so that the
+// choice is the same each time. `seconds` measures one set; it is asked for those that run here
+// alone and gives nothing for a set without kernels of its own.
+InstructionSet fastestInstructionSet(
+    const std::function<std::optional<double>(InstructionSet)>& seconds);
 
 }  // namespace longsight

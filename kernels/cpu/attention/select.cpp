@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "kernels/cpu/attention/kernels.h"
@@ -65,25 +65,13 @@ const AttentionKernels& attentionKernels(InstructionSet set) {
 }
 
 const AttentionKernels& chooseAttentionKernels() {
-  const char* forced = std::getenv("LONGSIGHT_CPU");
-  if (forced != nullptr && *forced != '\0') return attentionKernels(chooseInstructionSet());
-  static const AttentionKernels& fastest = []() -> const AttentionKernels& {
-    // A set has to be clearly faster than one that comes after it: then the choice is the same each
-    // time.
-    constexpr double kClearly = 0.85;
-    const AttentionKernels* best = portableAttentionKernels();
-    double bestSeconds = 1.0;
-    for (const InstructionSet set : kInstructionSets) {
-      const AttentionKernels* kernels = instructionSetRuns(set) ? kernelsOf(set) : nullptr;
-      if (kernels == nullptr) continue;
-      const double seconds = tileSeconds(*kernels);
-      if (seconds * kClearly < bestSeconds) {
-        best = kernels;
-        bestSeconds = seconds;
-      }
-    }
-    return *best;
-  }();
+  if (isInstructionSetForced()) return attentionKernels(chooseInstructionSet());
+  static const AttentionKernels& fastest =
+      *kernelsOf(fastestInstructionSet([](InstructionSet set) -> std::optional<double> {
+        const AttentionKernels* kernels = kernelsOf(set);
+        if (kernels == nullptr) return std::nullopt;
+        return tileSeconds(*kernels);
+      }));
   return fastest;
 }
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -52,25 +52,13 @@ double tileSeconds(const LinearKernels& kernels) {
 }  // namespace
 
 InstructionSet chooseLinearSet() {
-  const char* forced = std::getenv("LONGSIGHT_CPU");
-  if (forced != nullptr && *forced != '\0') return chooseInstructionSet();
-  static const InstructionSet fastest = [] {
-    // A set has to be clearly faster than one that comes after it: the choice then is the same each
-    // time, and bf16 panels are half the size.
-    constexpr double kClearly = 0.85;
-    InstructionSet best = InstructionSet::portable;
-    double bestSeconds = 1.0;
-    for (InstructionSet set : kInstructionSets) {
-      const LinearKernels* kernels = linearKernels(set);
-      if (kernels == nullptr) continue;
-      const double seconds = tileSeconds(*kernels);
-      if (seconds * kClearly < bestSeconds) {
-        best = set;
-        bestSeconds = seconds;
-      }
-    }
-    return best;
-  }();
+  if (isInstructionSetForced()) return chooseInstructionSet();
+  static const InstructionSet fastest =
+      fastestInstructionSet([](InstructionSet set) -> std::optional<double> {
+        const LinearKernels* kernels = linearKernels(set);
+        if (kernels == nullptr) return std::nullopt;
+        return tileSeconds(*kernels);
+      });
   return fastest;
 }
 
