@@ -95,6 +95,51 @@ std::vector<int32_t> columnList(const AttentionTask& task, std::span<const doubl
   return result;
 }
 
+Masses masses(const AttentionTask& task, int32_t head) {
+  Masses result;
+  result.columns.assign(static_cast<size_t>(task.segment.end), 0.0);
+  for (const int64_t row : votingRows(task.segment)) {
+    const std::vector<double> exact = scores(task, head, row);
+    const double most = *std::max_element(exact.begin(), exact.end());
+    double sum = 0.0;
+    for (const double score : exact) sum += std::exp(score - most);
+    for (int64_t column = 0; column <= row; ++column) {
+      const double share = std::exp(exact[static_cast<size_t>(column)] - most) / sum;
+      const bool remote = isRemote(row, column, task.segment.windowTokens, task.params->sinkTokens);
+      (remote ? result.columns[static_cast<size_t>(column)] : result.free) += share;
+    }
+    ++result.voters;
+  }
+  return result;
+}
+
+MassList massList(const AttentionTask& task, const Masses& masses) {
+  std::vector<int32_t> order;
+  for (int64_t column = 0; column < task.segment.end; ++column) {
+    if (isRemote(task.segment.end - 1, column, task.segment.windowTokens,
+                 task.params->sinkTokens)) {
+      order.push_back(static_cast<int32_t>(column));
+    }
+  }
+  const auto mass = [&](int32_t column) { return masses.columns[static_cast<size_t>(column)]; };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return mass(a) > mass(b); });
+
+  const double wanted = task.params->alpha * static_cast<double>(masses.voters);
+  double kept = masses.free;
+  size_t count = 0;
+  while (count < order.size() && (task.params->alpha == 1.0 || kept < wanted)) {
+    kept += mass(order[count++]);
+  }
+  MassList result;
+  result.smallestKept = count > 0 ? mass(order[count - 1]) : kInfinity;
+  result.largestLeft = count < order.size() ? mass(order[count]) : 0.0;
+  result.surplus = kept - wanted;
+  result.columns.assign(order.begin(), order.begin() + static_cast<int64_t>(count));
+  std::sort(result.columns.begin(), result.columns.end());
+  return result;
+}
+
 bool fallsBackToDense(const AttentionTask& task, int64_t listLength) {
   return static_cast<double>(listLength) >
          task.params->maxListShare * static_cast<double>(task.segment.end);

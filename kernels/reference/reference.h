@@ -17,6 +17,29 @@ std::vector<double> peaks(const AttentionTask& task, int32_t head);
 // Stage 2: columns that are kept, ascending.
 std::vector<int32_t> columnList(const AttentionTask& task, std::span<const double> peaks);
 
+// What stage 1 of policy mass knows of a head.
+struct Masses {
+  // c_j of each column in [0, segment.end); 0 where no voter sees the column as remote.
+  std::vector<double> columns;
+  // Of the voters' windows and sinks.
+  double free = 0.0;
+  int64_t voters = 0;
+};
+Masses masses(const AttentionTask& task, int32_t head);
+
+struct MassList {
+  // Columns that are kept, ascending.
+  std::vector<int32_t> columns;
+  // Those at the edge: the smallest c_j that is kept and the largest that is not. Infinite and 0
+  // where there is none.
+  double smallestKept = 0.0;
+  double largestLeft = 0.0;
+  // Kept mass minus alpha * voters.
+  double surplus = 0.0;
+};
+// Stage 2 of policy mass.
+MassList massList(const AttentionTask& task, const Masses& masses);
+
 // Stage 2: whether a list of this length makes the head dense.
 bool fallsBackToDense(const AttentionTask& task, int64_t listLength);
 
