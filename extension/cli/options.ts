@@ -1,6 +1,6 @@
 /** What each command takes, and how an argument list becomes checked values. */
 import { parseArgs } from 'node:util';
-import { checkParam, defaultParams, kebabCase, paperPreset, paramFields } from '../engine/params';
+import { checkParam, kebabCase, paramFields, startingParams } from '../engine/params';
 import type { Device, ModelRequest, SampleAttentionParams } from '../engine/protocol';
 
 export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'doctor';
@@ -241,14 +241,12 @@ export class Arguments {
 
   /** The parameters of SampleAttention. `--policy paper` sets all; other flags then change some. */
   params(): SampleAttentionParams {
-    const paper = this.text('policy') === 'paper';
-    const params: Record<string, string | number> = {
-      ...(paper ? paperPreset : defaultParams),
-    };
+    const policy = this.text('policy');
+    const params: Record<string, string | number> = { ...startingParams(policy) };
     for (const field of paramFields) {
       const flag = kebabCase(field.name);
       const given = this.text(flag);
-      if (given === undefined || (paper && field.name === 'policy')) continue;
+      if (given === undefined || (field.name === 'policy' && given === 'paper')) continue;
       const value = field.type === 'choice' ? given : parseNumber(given);
       const problem = checkParam(field, value, given);
       if (problem !== undefined) this.fail(`--${flag}: ${problem.slice(0, -1)}`);

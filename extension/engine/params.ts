@@ -2,7 +2,7 @@
  * `SampleAttentionParams` as one table: flags of the command line, settings of the editor and the
  * checks of the engine come from here. Ranges are those of docs/sample-attention.md, section 5.
  */
-import { EngineError, invalidParams } from './errors';
+import { invalidParams } from './errors';
 import type { SampleAttentionParams } from './protocol';
 
 interface FieldBase {
@@ -37,7 +37,8 @@ export const paramFields: readonly ParamField[] = [
     type: 'choice',
     default: 'peak',
     choices: ['dense', 'peak', 'mass'],
-    description: 'how columns are chosen; dense computes everything (mass is not available yet)',
+    description:
+      'how columns are chosen, peak or mass; dense computes everything; paper is mass as published',
   },
   {
     name: 'alpha',
@@ -136,8 +137,8 @@ export const defaultParams: Readonly<SampleAttentionParams> = Object.freeze(
   Object.fromEntries(paramFields.map((field) => [field.name, field.default])),
 ) as unknown as SampleAttentionParams;
 
-/** The values of the paper; needs policy `mass`. */
-export const paperPreset: Readonly<SampleAttentionParams> = Object.freeze({
+/** The values of the paper. */
+const paperPreset: Readonly<SampleAttentionParams> = Object.freeze({
   ...defaultParams,
   policy: 'mass',
   alpha: 0.95,
@@ -148,6 +149,11 @@ export const paperPreset: Readonly<SampleAttentionParams> = Object.freeze({
   segmentRows: 0,
   denseBelowTokens: 0,
 } as const);
+
+/** What a policy's parameters are where none is set: the defaults, or those of the preset `paper`. */
+export function startingParams(policy: string | undefined): SampleAttentionParams {
+  return policy === 'paper' ? { ...paperPreset } : { ...defaultParams };
+}
 
 /** `windowTokens` -> `window-tokens`. */
 export function kebabCase(name: string): string {
@@ -192,17 +198,10 @@ export function checkParam(
   return undefined;
 }
 
-/** Throws `invalidParams` for the first value that this engine cannot run. */
+/** Throws `invalidParams` for the first value that is not allowed. */
 export function requireValidParams(params: SampleAttentionParams): void {
   for (const field of paramFields) {
     const problem = checkParam(field, params[field.name]);
     if (problem !== undefined) throw invalidParams(problem);
-  }
-  if (params.policy === 'mass') {
-    throw new EngineError(
-      'invalidParams',
-      'Policy mass is not available yet: use peak or dense.',
-      'Choose the policy peak or dense.',
-    );
   }
 }

@@ -232,9 +232,6 @@ bool runAttention(const AttentionTask& task, ThreadPool& pool, const CancelFlag&
     throw std::invalid_argument("attention: scale " + std::to_string(task.scale) +
                                 " is not positive");
   }
-  if (!task.segment.dense && task.params->policy == Policy::mass) {
-    throw std::invalid_argument("attention: policy mass is not available, use peak or dense");
-  }
   if (task.segment.begin == task.segment.end) {
     heads.assign(static_cast<size_t>(task.heads), {});
     return !cancel.isSet();

@@ -92,7 +92,7 @@ struct HeadAttention {
 
 // Runs the task on all threads of the pool. False when cancelled: output is then undefined.
 // `heads` gets one entry a query head. The same task gives the same bits for any number of threads.
-// Throws std::invalid_argument for policy mass and for shapes that do not fit together.
+// Throws std::invalid_argument for shapes that do not fit together.
 bool runAttention(const AttentionTask& task, ThreadPool& pool, const CancelFlag& cancel,
                   std::vector<HeadAttention>& heads);
 

@@ -30,7 +30,7 @@ uint64_t ThreadScratch::bytes() const {
 }
 
 uint64_t AttentionScratch::State::bytes() const {
-  uint64_t total = voterQueries.bytes() + anchors.bytes() + peaks.bytes() + columns.bytes() +
+  uint64_t total = voterQueries.bytes() + references.bytes() + votes.bytes() + columns.bytes() +
                    countBefore.bytes() + partialMaximum.bytes() + partialSum.bytes() +
                    partialOutput.bytes();
   for (const ThreadScratch& thread : threads) total += thread.bytes();
@@ -70,7 +70,7 @@ uint64_t attentionScratchBytes(const AttentionShape& shape, const SampleAttentio
   const int64_t thread = (int64_t{kTileKeys} + slots) * (shape.headDim + padded) * 4 +
                          (kFewRows * int64_t{shape.headDim} + 16 * kTileKeys) * 4 +
                          slots * (8 + 8 + 24);
-  // Stage 1 and 2: voters with anchors, a peak and an index for each column.
+  // Stage 1 and 2: voters with references, a vote and an index for each column.
   int64_t shared = 0;
   if (params.policy != Policy::dense) {
     const int64_t voters = roundUp(maxVoters(shape.tokens, params), 16);

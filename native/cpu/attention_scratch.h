@@ -60,10 +60,10 @@ struct AttentionScratch::State {
   const AttentionKernels* kernels;
   std::vector<ThreadScratch> threads;
 
-  // Stage 1: queries of the voters in the score dims, packed [head][block]; anchors [head][voter];
-  // peaks [head][column < remoteEnd].
+  // Stage 1: queries of the voters in the score dims, packed [head][block]; what is subtracted from
+  // a voter's scores [head][voter]; what the voters say together [head][column < remoteEnd].
   GrowBuffer<std::byte> voterQueries;
-  GrowBuffer<float> anchors, peaks;
+  GrowBuffer<float> references, votes;
   // Stage 2, [head]: the sinks, then the list; how many of these lie before each 128-block.
   GrowBuffer<int32_t> columns, countBefore;
   int64_t columnStride = 0;

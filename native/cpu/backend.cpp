@@ -57,6 +57,11 @@ uint64_t CpuBackend::scratchBytes() const {
   return activations_.bytes() + attentionScratch_.bytes() + layers_.scratchBytes();
 }
 
+uint64_t CpuBackend::mostScratchBytes(const SampleAttentionParams& params,
+                                      int64_t segmentRows) const {
+  return estimateScratchBytes(spec(), params, segmentRows, capacityRows(), pool_.threads());
+}
+
 uint64_t CpuBackend::estimateScratchBytes(const ModelSpec& spec,
                                           const SampleAttentionParams& params, int64_t segmentRows,
                                           int64_t capacityRows, int32_t threads) {

@@ -69,6 +69,8 @@ class CpuBackend {
   uint64_t kvBytes() const { return cache_.bytes(); }
   uint64_t weightBytes() const { return weights_->bytes(); }
   uint64_t scratchBytes() const;
+  // At most, for segments of up to `segmentRows` rows of this session.
+  uint64_t mostScratchBytes(const SampleAttentionParams& params, int64_t segmentRows) const;
   // At most, for segments of up to `segmentRows` rows in a cache of `capacityRows`.
   static uint64_t estimateScratchBytes(const ModelSpec& spec, const SampleAttentionParams& params,
                                        int64_t segmentRows, int64_t capacityRows, int32_t threads);

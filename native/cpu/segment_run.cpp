@@ -23,7 +23,8 @@ SegmentRun::SegmentRun(const AttentionTask& task, AttentionScratch::State& scrat
       outputBegin_(std::clamp(task.outputBegin, task.segment.begin, task.segment.end)),
       firstTile_(task.segment.begin / kTileRows),
       lastTile_((task.segment.end - 1) / kTileRows),
-      scoreDims_(scoreDimRanges(task.params->scoreDims, task.ropeStyle, task.kv.headDim)),
+      scoreDims_(scoreDimRanges(usesMass() ? ScoreDims::all : task.params->scoreDims,
+                                task.ropeStyle, task.kv.headDim)),
       voters_(votingRows(task.segment)),
       audits_(auditRows(task.segment, *task.params)) {
   if (!task.segment.dense) remoteEnd_ = windowOf(task.segment.end - 1);

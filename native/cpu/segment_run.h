@@ -55,9 +55,28 @@ class SegmentRun {
     return scratch_.countBefore.data()[head * scratch_.blockStride + column / kTileRows];
   }
 
+  // Voters [begin, end) by index, all on the work item of one KV head.
+  struct VoterRange {
+    int64_t begin;
+    int64_t end;
+  };
+  // Columns whose vote is above `vote`, and of those that equal it the first `equal`.
+  struct Cut {
+    double vote;
+    int64_t equal;
+  };
+
+  bool usesMass() const { return task_.params->policy == Policy::mass; }
   void packVoters(int32_t head);
-  void anchorVoters(int64_t tile, int32_t kvHead, ThreadScratch& s);
-  void scorePeaks(int64_t block, int32_t kvHead, ThreadScratch& s);
+  VoterRange votersOfTile(int64_t tile) const;
+  int64_t firstVoterBeyond(int64_t column) const;
+  int32_t placeVoters(ThreadScratch& s, VoterRange voters, int32_t kvHead) const;
+  void keepReferences(const ThreadScratch& s, VoterRange voters, int32_t kvHead);
+  void anchorVoters(VoterRange voters, int32_t kvHead, ThreadScratch& s);
+  void sumVoters(VoterRange voters, int32_t kvHead, ThreadScratch& s);
+  void vote(int64_t block, int32_t kvHead, ThreadScratch& s);
+  Cut peakCut() const;
+  Cut massCut(const float* masses) const;
   void listColumns(int32_t head);
   void attendRows(int64_t tile, int32_t headBegin, int32_t headEnd, ThreadScratch& s);
   void attendChunk(int64_t tile, int32_t kvHead, int64_t chunk, ThreadScratch& s);
@@ -100,6 +119,7 @@ class SegmentRun {
   int64_t outputBegin_;
   int64_t firstTile_;
   int64_t lastTile_;
+  // Of stage 1.
   DimRanges scoreDims_;
   std::vector<int64_t> voters_;
   int64_t voterSlots_ = 0;

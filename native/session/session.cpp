@@ -5,6 +5,7 @@
 #include <string>
 
 #include "error.h"
+#include "session/machine.h"
 #include "session/text_stream.h"
 
 namespace longsight {
@@ -75,9 +76,6 @@ void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   if (count == 0) throw invalid("The prompt has no tokens.");
   if (const std::string wrong = validate(prompt.params); !wrong.empty()) throw invalid(wrong);
-  if (prompt.params.policy == Policy::mass)
-    throw Error(ErrorCode::invalidParams, "Policy mass is not available yet.",
-                "Use policy peak or dense.");
   int64_t before = 0;
   for (int64_t border : prompt.borders) {
     if (border < before || border > count)
@@ -102,6 +100,24 @@ void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
                     (reserveTokens > 0 ? " and needs room for an answer" : "") +
                     ", but the context holds " + std::to_string(contextTokens()) + ".",
                 "Use fewer or smaller files, or a larger context size.");
+  checkMemory(prompt);
+}
+
+// A prompt in one segment needs scratch memory for all its rows at once, more than the session was
+// made for.
+void Session::checkMemory(const Prompt& prompt) const {
+  if (prompt.params.segmentRows > 0) return;
+  const std::vector<Segment> segments = segmentsOf(prompt);
+  if (segments.front().dense) return;
+  const int64_t rows = segments.front().end;
+  const uint64_t held = backend_->scratchBytes();
+  const uint64_t scratch = backend_->mostScratchBytes(prompt.params, rows);
+  if (scratch <= held || scratch - held <= availableMemoryBytes()) return;
+  throw Error(ErrorCode::notEnoughMemory,
+              "One segment of " + std::to_string(rows) + " rows needs " + std::to_string(scratch) +
+                  " bytes of scratch memory, but " + std::to_string(availableMemoryBytes() + held) +
+                  " bytes are available.",
+              "Use fewer files, or segmentRows above 0.");
 }
 
 std::vector<Segment> Session::segmentsOf(const Prompt& prompt) const {

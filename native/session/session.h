@@ -121,6 +121,7 @@ class Session {
  private:
   struct Prefill;
   void check(const Prompt& prompt, int64_t reserveTokens) const;
+  void checkMemory(const Prompt& prompt) const;
   std::vector<Segment> segmentsOf(const Prompt& prompt) const;
   // Brings rows [0, tokens) into the cache. `states` gets the final states of rows >= statesFrom.
   PrefillPlan prefill(const Prompt& prompt, int64_t statesFrom, float* states,

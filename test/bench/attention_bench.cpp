@@ -1,6 +1,6 @@
 // Speed of attention on this machine, beside the measured peak of the products that it is made of.
 //   attention_bench [--tokens N] [--heads H] [--kv-heads K] [--dim D] [--threads T] [--rows R]
-//                   [--density X] [--repeat N]
+//                   [--density X] [--repeat N] [--policy peak|mass]
 // Computes the last R rows of N as dense and as sparse. For the sparse run every key that should be
 // kept (a share X of them) points the way of all queries, so that X is about the remote density.
 #if defined(__x86_64__)
@@ -110,6 +110,7 @@ struct Options {
   int32_t threads = 2;
   int repeat = 3;
   double density = 0.1;
+  Policy policy = Policy::peak;
 };
 
 struct Time {
@@ -159,6 +160,7 @@ int main(int argc, char** argv) {
     if (name == "--threads") o.threads = static_cast<int32_t>(value);
     if (name == "--repeat") o.repeat = static_cast<int>(value);
     if (name == "--density") o.density = value;
+    if (name == "--policy" && argv[i + 1] == std::string("mass")) o.policy = Policy::mass;
   }
   o.rows = std::min(o.rows, o.tokens);
   ThreadPool pool(o.threads);
@@ -172,6 +174,7 @@ int main(int argc, char** argv) {
               o.kvHeads, o.dim, instructionSetName(set));
 
   SampleAttentionParams params;
+  params.policy = o.policy;
   Segment segment{o.tokens - o.rows, o.tokens, true, 0, 0};
   std::mt19937_64 random(1);
   {

@@ -26,6 +26,7 @@ struct Tolerance {
   double list = 1e-3;    // of a peak, natural logarithm
   double output = 2e-5;  // absolute, for values of size 1; more where weights are rounded to bf16
   double coverage = 1e-4;
+  double mass = 1e-4;  // of a column's mass, relative
 };
 
 // Of an output between two runs that visit columns in different order; values of size 1, random
@@ -38,8 +39,9 @@ struct Effort {
 };
 
 // Compares lists, pairs, fall-backs, coverage and rows of the output. Columns whose reference peak
-// is within the tolerance of ln(epsilon) may differ: they are counted and printed. Kernels that
-// round queries to bf16 are compared with the reference on rounded queries.
+// is within the tolerance of ln(epsilon), or whose mass is within it of the smallest that is kept,
+// may differ: they are counted and printed. Kernels that round queries to bf16 are compared with
+// the reference on rounded queries.
 void expectAgreement(const AttentionCase& c, std::mt19937_64& random, const Effort& effort = {},
                      const Tolerance& tolerance = {});
 

@@ -249,7 +249,6 @@ TEST_P(AttentionEdges, WrongInputIsRefused) {
   expectRefused([](AttentionTask& task, auto&) { task.segment.end = task.kv.capacityRows + 1; });
   expectRefused([](AttentionTask& task, auto&) { task.segment.begin = -1; });
   expectRefused([](AttentionTask& task, auto&) { task.scale = 0.0f; });
-  expectRefused([](AttentionTask&, auto& params) { params.policy = Policy::mass; });
 }
 
 TEST(InstructionSets, MeasuredKernelsRunHereAndStayTheSame) {

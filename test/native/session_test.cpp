@@ -216,8 +216,6 @@ TEST(Session, RefusesBadInput) {
   EXPECT_EQ(code([](Prompt& prompt) { prompt.borders.clear(); }), ErrorCode::invalidParams);
   EXPECT_EQ(code([](Prompt& prompt) { prompt.denseFrom = -1; }), ErrorCode::invalidParams);
   EXPECT_EQ(code([](Prompt& prompt) { prompt.params.sampleStride = 0; }), ErrorCode::invalidParams);
-  EXPECT_EQ(code([](Prompt& prompt) { prompt.params.policy = Policy::mass; }),
-            ErrorCode::invalidParams);
   EXPECT_EQ(code([](Prompt& prompt) { prompt.tokens.clear(); }), ErrorCode::invalidParams);
   EXPECT_EQ(errorOf([&] { session->score(question(64, "?"), 1, false, {}); }).code(),
             ErrorCode::invalidParams);

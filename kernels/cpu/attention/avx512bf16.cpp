@@ -329,7 +329,9 @@ void attend(const AttendTile& tile) {
   }
 }
 
-void peaks(const PeakTile& tile) {
+// Adds the rows' votes by add(votes so far, scores minus reference), for 16 columns.
+template <typename Add>
+inline __attribute__((always_inline)) void vote(const VoteTile& tile, const Add& add) {
   const int32_t pairs = (tile.dims + 1) / 2;
   const auto* queries = static_cast<const uint16_t*>(tile.queries);
   const __m512 factor = _mm512_set1_ps(tile.scale);
@@ -344,15 +346,23 @@ void peaks(const PeakTile& tile) {
                           2 * kTileKeys, pairs, sums);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      __m512 peak = _mm512_loadu_ps(tile.peaks + v * kLanes);
+      __m512 votes = _mm512_loadu_ps(tile.votes + v * kLanes);
 #pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) {
-        const __m512 anchor = _mm512_set1_ps(tile.anchors[block * kRows + row]);
-        peak = _mm512_max_ps(peak, _mm512_fmsub_ps(sums[row][v], factor, anchor));
+        const __m512 reference = _mm512_set1_ps(tile.references[block * kRows + row]);
+        votes = add(votes, _mm512_fmsub_ps(sums[row][v], factor, reference));
       }
-      _mm512_storeu_ps(tile.peaks + v * kLanes, peak);
+      _mm512_storeu_ps(tile.votes + v * kLanes, votes);
     }
   }
+}
+
+void peaks(const VoteTile& tile) {
+  vote(tile, [](__m512 votes, __m512 score) { return _mm512_max_ps(votes, score); });
+}
+
+void masses(const VoteTile& tile) {
+  vote(tile, [](__m512 votes, __m512 score) { return _mm512_add_ps(votes, exp2<false>(score)); });
 }
 
 }  // namespace
@@ -371,7 +381,8 @@ const AttentionKernels* avx512bf16AttentionKernels() {
                                            .packValues = packValues,
                                            .attend = attend,
                                            .attendFew = avx2AttentionKernels()->attendFew,
-                                           .peaks = peaks};
+                                           .peaks = peaks,
+                                           .masses = masses};
   return &kernels;
 }
 

@@ -301,29 +301,39 @@ struct Blocked {
     }
   }
 
-  static void peaks(const PeakTile& tile) {
+  // Adds the rows' votes by add(votes so far, scores minus reference), for a vector of columns.
+  template <typename Add>
+  static inline __attribute__((always_inline)) void vote(const VoteTile& tile, const Add& add) {
     for (int32_t block = 0; block < tile.blocks; ++block) {
       const float* queries =
           static_cast<const float*>(tile.queries) + int64_t{block} * kRows * tile.dims;
       const auto* keys = static_cast<const float*>(tile.keys);
-      const float* anchors = tile.anchors + int64_t{block} * kRows;
+      const float* references = tile.references + int64_t{block} * kRows;
       for (int32_t panel = 0; panel < kTileKeys / kPanel; ++panel) {
         typename V::Type sum[kRows][2];
         for (auto& row : sum) row[0] = row[1] = V::zero();
         multiplyAccumulate<V, kRows, 1, kRows>(queries, keys + panel * tile.dims * kPanel,
                                                tile.dims, sum);
-        float* peaks = tile.peaks + panel * kPanel;
-        auto peak0 = V::load(peaks);
-        auto peak1 = V::load(peaks + V::kLanes);
+        float* votes = tile.votes + panel * kPanel;
+        auto votes0 = V::load(votes);
+        auto votes1 = V::load(votes + V::kLanes);
         for (int row = 0; row < kRows; ++row) {
-          const auto anchor = V::broadcast(anchors[row]);
-          peak0 = V::max(peak0, V::subtract(sum[row][0], anchor));
-          peak1 = V::max(peak1, V::subtract(sum[row][1], anchor));
+          const auto reference = V::broadcast(references[row]);
+          votes0 = add(votes0, V::subtract(sum[row][0], reference));
+          votes1 = add(votes1, V::subtract(sum[row][1], reference));
         }
-        V::store(peaks, peak0);
-        V::store(peaks + V::kLanes, peak1);
+        V::store(votes, votes0);
+        V::store(votes + V::kLanes, votes1);
       }
     }
+  }
+
+  static void peaks(const VoteTile& tile) {
+    vote(tile, [](auto votes, auto score) { return V::max(votes, score); });
+  }
+
+  static void masses(const VoteTile& tile) {
+    vote(tile, [](auto votes, auto score) { return V::add(votes, exp2NonPositive<V>(score)); });
   }
 
   static constexpr AttentionKernels table(InstructionSet set) {
@@ -338,7 +348,8 @@ struct Blocked {
             .packValues = packValues,
             .attend = attend,
             .attendFew = attendFew,
-            .peaks = peaks};
+            .peaks = peaks,
+            .masses = masses};
   }
 };
 

@@ -67,14 +67,15 @@ struct FewTile {
   float* scores;   // scratch, kFewRows * kTileKeys
 };
 
-struct PeakTile {
+// The votes of rows for a tile's columns: score minus the row's reference, both base 2.
+struct VoteTile {
   const void* queries;  // packed blocks
   int32_t blocks;
   int32_t dims;
   float scale;
-  const float* anchors;  // one a row, base 2; +inf: the row does not count
-  const void* keys;      // packed, kTileKeys columns (the rest zero)
-  float* peaks;          // [kTileKeys], becomes the maximum of itself and (score - anchor)
+  const float* references;  // one a row; +inf: the row does not count
+  const void* keys;         // packed, kTileKeys columns (the rest zero)
+  float* votes;             // [kTileKeys]
 };
 
 struct AttentionKernels {
@@ -107,7 +108,10 @@ struct AttentionKernels {
 
   void (*attend)(const AttendTile& tile);
   void (*attendFew)(const FewTile& tile);
-  void (*peaks)(const PeakTile& tile);
+  // votes = max(votes, score - reference).
+  void (*peaks)(const VoteTile& tile);
+  // votes += 2^(score - reference), for scores that do not exceed the reference.
+  void (*masses)(const VoteTile& tile);
 };
 
 const AttentionKernels* portableAttentionKernels();

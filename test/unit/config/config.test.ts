@@ -61,7 +61,6 @@ describe('config', () => {
     assert.match(refusal({ 'sparsity.segmentRows': 300 }).message, /segmentRows = 300/);
     assert.match(refusal({ model: 'models/a.gguf' }).message, /not an absolute path/);
     assert.match(refusal({ modelsFolder: 3 }).message, /longsight\.modelsFolder = 3/);
-    assert.match(refusal({ 'sparsity.policy': 'mass' }).message, /mass/);
   });
 
   it('lets a model be chosen while the setting is unusable', () => {

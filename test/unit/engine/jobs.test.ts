@@ -226,10 +226,8 @@ describe('engine/jobs', () => {
   it('checks parameters before anything is loaded', async () => {
     const params = { ...defaultParams, epsilon: 1 };
     assert.match((await fail(score({ params }))).message, /epsilon = 1 .* below 1/);
-    assert.match(
-      (await fail(score({ params: { ...defaultParams, policy: 'mass' } }))).message,
-      /mass is not available yet/,
-    );
+    const zero = { ...defaultParams, policy: 'mass' as const, alpha: 0 };
+    assert.match((await fail(score({ params: zero }))).message, /alpha = 0 .* above 0/);
     assert.deepEqual(fake.calls, []);
   });
 

@@ -3,10 +3,10 @@ import {
   checkParam,
   defaultParams,
   kebabCase,
-  paperPreset,
   paramFields,
   rangeText,
   requireValidParams,
+  startingParams,
 } from '../../../extension/engine/params';
 
 const field = (name: string) => paramFields.find((candidate) => candidate.name === name)!;
@@ -63,12 +63,22 @@ describe('engine/params', () => {
     assert.equal(rangeText(field('alpha')), 'above 0, at most 1');
   });
 
-  it('refuses what this engine cannot run yet', () => {
-    for (const params of [{ ...defaultParams, policy: 'mass' as const }, { ...paperPreset }]) {
-      assert.throws(() => requireValidParams(params), {
-        code: 'invalidParams',
-        message: /mass is not available yet: use peak or dense/,
-      });
+  it('starts from the values of the paper for the preset', () => {
+    const paper = startingParams('paper');
+    requireValidParams(paper);
+    assert.deepEqual(paper, {
+      ...defaultParams,
+      policy: 'mass',
+      alpha: 0.95,
+      sampleStride: 20,
+      windowFraction: 0.08,
+      windowTokens: 128,
+      sinkTokens: 0,
+      segmentRows: 0,
+      denseBelowTokens: 0,
+    });
+    for (const policy of ['peak', undefined]) {
+      assert.deepEqual(startingParams(policy), { ...defaultParams });
     }
   });
 
