@@ -2,8 +2,9 @@
 import os from 'node:os';
 import path from 'node:path';
 import { invalidParams } from './engine/errors';
-import { checkParam, paramFields, requireValidParams } from './engine/params';
-import type { SampleAttentionParams } from './engine/protocol';
+import { checkParam, paramFields, requireValidParams, type ParamField } from './engine/params';
+import type { SampleAttentionParams, Sampling } from './engine/protocol';
+import { defaultSampling, samplingFields } from './engine/sampling';
 
 export interface Settings {
   /** Absolute path of a GGUF file; empty = none chosen. */
@@ -18,6 +19,7 @@ export interface Settings {
   /** A prefill that is predicted to take longer is confirmed first; 0 = never. */
   confirmAboveSeconds: number;
   params: SampleAttentionParams;
+  sampling: Sampling;
 }
 
 /** Reads a setting below `longsight.`, e.g. `sparsity.epsilon`. */
@@ -42,14 +44,7 @@ const correctIt = 'Correct it in the settings; the change applies to the next qu
 
 /** Throws `invalidParams` naming the first setting that cannot be used. */
 export function readSettings(read: ReadSetting): Settings {
-  const params: Record<string, unknown> = {};
-  for (const field of paramFields) {
-    const value = read(`sparsity.${field.name}`) ?? field.default;
-    const problem = checkParam(field, value);
-    if (problem !== undefined)
-      throw invalidParams(`Setting longsight.sparsity.${problem}`, correctIt);
-    params[field.name] = value;
-  }
+  const params = readFields(read, 'sparsity', paramFields);
   const settings: Settings = {
     modelPath: readPath(read, 'model'),
     modelsFolder: readPath(read, 'modelsFolder'),
@@ -58,9 +53,26 @@ export function readSettings(read: ReadSetting): Settings {
     answerTokens: readNumber(read, 'answerTokens'),
     confirmAboveSeconds: readNumber(read, 'confirmAboveSeconds'),
     params: params as unknown as SampleAttentionParams,
+    sampling: { ...defaultSampling, ...readFields(read, 'sampling', samplingFields) },
   };
   requireValidParams(settings.params);
   return settings;
+}
+
+function readFields(
+  read: ReadSetting,
+  group: string,
+  fields: readonly ParamField<string>[],
+): Record<string, unknown> {
+  const values: Record<string, unknown> = {};
+  for (const field of fields) {
+    const value = read(`${group}.${field.name}`) ?? field.default;
+    const problem = checkParam(field, value);
+    if (problem !== undefined)
+      throw invalidParams(`Setting longsight.${group}.${problem}`, correctIt);
+    values[field.name] = value;
+  }
+  return values;
 }
 
 /** The path settings alone, empty where unusable: choosing a model must work while a setting is wrong. */

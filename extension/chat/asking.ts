@@ -145,7 +145,7 @@ export class Asking {
         chat,
         question: entry.question,
         answerTokens: settings.answerTokens,
-        sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
+        sampling: settings.sampling,
         confirmAbovePrefillMs: settings.confirmAboveSeconds * 1000,
       },
       {

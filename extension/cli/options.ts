@@ -1,7 +1,8 @@
 /** What each command takes, and how an argument list becomes checked values. */
 import { parseArgs } from 'node:util';
-import { checkParam, kebabCase, paramFields, startingParams } from '../engine/params';
-import type { Device, ModelRequest, SampleAttentionParams } from '../engine/protocol';
+import { checkParam, kebabCase, paramFields, rangeText, startingParams } from '../engine/params';
+import type { Device, ModelRequest, SampleAttentionParams, Sampling } from '../engine/protocol';
+import { checkBias, defaultSampling, samplingFields } from '../engine/sampling';
 
 export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'doctor';
 
@@ -11,6 +12,8 @@ export interface Option {
   value?: string;
   description: string;
   required?: boolean;
+  /** May be given several times. */
+  repeated?: boolean;
 }
 
 export interface Command {
@@ -62,17 +65,19 @@ export const commands: readonly Command[] = [
       workspace,
       { name: 'question', value: 'Q', description: 'what to ask', required: true },
       { name: 'max-tokens', value: 'N', description: 'longest answer in tokens (default 512)' },
+      ...samplingFields.map((field) => ({
+        name: kebabCase(field.name),
+        value: field.type === 'integer' ? 'N' : 'X',
+        description: `${field.description}; ${rangeText(field)} (${field.default})`,
+      })),
       {
-        name: 'temperature',
-        value: 'T',
-        description: '0 to 5; 0 always takes the likeliest token (default 0)',
+        name: 'logit-bias',
+        value: 'TOKEN=X',
+        description:
+          'adds X, -1000 to 1000 or -inf, to the logit of a token id; may be repeated, or all at ' +
+          'once as JSON {"TOKEN": X, ...}',
+        repeated: true,
       },
-      {
-        name: 'top-p',
-        value: 'P',
-        description: 'above 0, at most 1; samples from the likeliest tokens (default 1)',
-      },
-      { name: 'seed', value: 'N', description: 'repeats a sampled answer (default 0)' },
       budget,
       { name: 'strict', description: 'fail rather than leave files out' },
     ],
@@ -171,7 +176,7 @@ export function findCommand(name: string): Command | undefined {
 export class Arguments {
   private constructor(
     readonly command: Command,
-    private readonly values: Record<string, string | boolean | undefined>,
+    private readonly values: Record<string, string | boolean | (string | boolean)[] | undefined>,
   ) {}
 
   /** `args` without the command's name. Throws `UsageError`. */
@@ -180,7 +185,10 @@ export class Arguments {
     const options = Object.fromEntries(
       known.map((option) => [
         option.name,
-        { type: option.value === undefined ? ('boolean' as const) : ('string' as const) },
+        {
+          type: option.value === undefined ? ('boolean' as const) : ('string' as const),
+          multiple: option.repeated ?? false,
+        },
       ]),
     );
     try {
@@ -255,6 +263,20 @@ export class Arguments {
     return params as unknown as SampleAttentionParams;
   }
 
+  sampling(): Sampling {
+    const sampling: Sampling = { ...defaultSampling, logitBias: this.logitBias('logit-bias') };
+    for (const field of samplingFields) {
+      const flag = kebabCase(field.name);
+      const given = this.text(flag);
+      if (given === undefined) continue;
+      const value = parseNumber(given);
+      const problem = checkParam(field, value, given);
+      if (problem !== undefined) this.fail(`--${flag}: ${problem.slice(0, -1)}`);
+      sampling[field.name] = value;
+    }
+    return sampling;
+  }
+
   /** All of the model request but the path. */
   modelOptions(): Omit<ModelRequest, 'path'> {
     return {
@@ -262,6 +284,18 @@ export class Arguments {
       threads: this.integer('threads', 0, 0, 1024),
       contextTokens: this.integer('context-tokens', 0, 0, mostTokens),
     };
+  }
+
+  /** `TOKEN=BIAS`, or JSON: an object by token, or pairs. */
+  private logitBias(name: string): [number, number][] {
+    const given = this.values[name];
+    const texts = Array.isArray(given) ? given.map(String) : [];
+    const pairs = texts.flatMap((value) => parseBias(value) ?? this.fail(notABias(name, value)));
+    for (const [token, bias] of pairs) {
+      const problem = checkBias(token, bias);
+      if (problem !== undefined) this.fail(`--${name}: ${problem.slice(0, -1)}`);
+    }
+    return pairs;
   }
 
   fail(message: string): never {
@@ -282,6 +316,42 @@ export const mostTokens = 2 ** 24;
 /** Decimal numbers only: `Number` alone would take '' as 0 and '0x10' as 16. */
 function parseNumber(value: string): number {
   return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value) ? Number(value) : NaN;
+}
+
+function parseBias(value: string): [number, number][] | undefined {
+  if (/^\s*[[{]/.test(value)) return parseBiasJson(value);
+  const [token, bias, ...rest] = value.split('=');
+  if (bias === undefined || rest.length > 0) return undefined;
+  return [[parseNumber(token!), biasNumber(bias)]];
+}
+
+function parseBiasJson(value: string): [number, number][] | undefined {
+  try {
+    const parsed: unknown = JSON.parse(value);
+    if (!Array.isArray(parsed)) {
+      return Object.entries(parsed as object).map(([token, bias]) => [
+        parseNumber(token),
+        biasNumber(bias),
+      ]);
+    }
+    if (!parsed.every((pair) => Array.isArray(pair) && pair.length === 2)) return undefined;
+    return (parsed as [unknown, unknown][]).map(([token, bias]) => [
+      parseNumber(String(token)),
+      biasNumber(bias),
+    ]);
+  } catch {
+    return undefined;
+  }
+}
+
+/** JSON has no infinity: `"-inf"` or `false` stand for it. */
+function biasNumber(bias: unknown): number {
+  if (bias === false || /^-inf(inity)?$/i.test(String(bias))) return -Infinity;
+  return parseNumber(String(bias));
+}
+
+function notABias(name: string, value: string): string {
+  return `--${name} ${value} is neither TOKEN=BIAS nor JSON like {"15043": -5}`;
 }
 
 function usageSentence(error: unknown): string {

@@ -102,12 +102,7 @@ async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
     question: args.required('question'),
     chat: [],
     answerTokens: args.integer('max-tokens', 512, 1, mostTokens),
-    sampling: {
-      temperature: args.number('temperature', 0, 0, 5),
-      topP: args.number('top-p', 1, 0, 1, true),
-      seed: args.integer('seed', 0, 0, 2 ** 32 - 1),
-      stop: [],
-    },
+    sampling: args.sampling(),
     params: run.params,
     confirmAbovePrefillMs: 0,
   };

@@ -4,6 +4,7 @@ import { tokenizeRaw } from './scoring';
 import { beginPhase, progressOf, stoppable, type JobContext } from './job';
 import type { ModelKeeper } from './loading';
 import type { BenchRequest, BenchResult, BenchRow } from './protocol';
+import { defaultSampling } from './sampling';
 
 export async function runBench(
   request: BenchRequest,
@@ -31,7 +32,7 @@ export async function runBench(
         { tokens, borders: [count], denseFrom: count, params: request.params },
         {
           maxTokens: request.decodeTokens,
-          sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
+          sampling: defaultSampling,
           ignoreEnd: true,
         },
         (event) => {

@@ -5,18 +5,20 @@
 import { invalidParams } from './errors';
 import type { SampleAttentionParams } from './protocol';
 
-interface FieldBase {
-  name: keyof SampleAttentionParams;
+interface FieldBase<Name extends string> {
+  name: Name;
   description: string;
 }
 
-export interface ChoiceField extends FieldBase {
+type ParamName = keyof SampleAttentionParams;
+
+export interface ChoiceField<Name extends string = ParamName> extends FieldBase<Name> {
   type: 'choice';
   default: string;
   choices: readonly string[];
 }
 
-export interface NumberField extends FieldBase {
+export interface NumberField<Name extends string = ParamName> extends FieldBase<Name> {
   type: 'number' | 'integer';
   default: number;
   min: number;
@@ -29,7 +31,7 @@ export interface NumberField extends FieldBase {
   zero?: string;
 }
 
-export type ParamField = ChoiceField | NumberField;
+export type ParamField<Name extends string = ParamName> = ChoiceField<Name> | NumberField<Name>;
 
 export const paramFields: readonly ParamField[] = [
   {
@@ -161,7 +163,7 @@ export function kebabCase(name: string): string {
 }
 
 /** The allowed values in words, e.g. `256 to 8192, a multiple of 128, or 0 (one segment)`. */
-export function rangeText(field: ParamField): string {
+export function rangeText(field: ParamField<string>): string {
   if (field.type === 'choice') return field.choices.join(', ');
   const parts: string[] = [];
   if (field.openMin) parts.push(`above ${field.min}, at most ${field.max}`);
@@ -177,7 +179,7 @@ export function rangeText(field: ParamField): string {
  * the value as the user wrote it.
  */
 export function checkParam(
-  field: ParamField,
+  field: ParamField<string>,
   value: unknown,
   shown = String(value),
 ): string | undefined {

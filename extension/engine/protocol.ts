@@ -32,11 +32,22 @@ export interface ModelRequest {
   contextTokens: number;
 }
 
+/** Ranges in engine/sampling.ts; the steps and their order in native/session/sampler.h. */
 export interface Sampling {
   /** 0 = greedy. */
   temperature: number;
+  /** 1 = off. */
   topP: number;
+  /** 0 = off. */
+  topK: number;
+  /** 0 = off. */
+  minP: number;
+  /** 1 = off. */
+  repetitionPenalty: number;
+  /** Pairs [token, what is added to its logit]; -Infinity bans the token. */
+  logitBias: [number, number][];
   seed: number;
+  /** Texts that end the answer; they are not part of it. */
   stop: string[];
 }
 

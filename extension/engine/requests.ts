@@ -2,6 +2,7 @@
 import { invalidParams } from './errors';
 import { requireValidParams } from './params';
 import type { JobRequest, ModelRequest } from './protocol';
+import { requireValidSampling } from './sampling';
 
 /** Longest answer, prompt or context that any request may name. */
 const mostTokens = 2 ** 24;
@@ -16,9 +17,7 @@ export function requireValidRequest(request: JobRequest): void {
     case 'ask':
       requireInteger('budget', request.workspace.budgetTokens, 0);
       requireInteger('maxTokens', request.answerTokens, 1);
-      requireInteger('seed', request.sampling.seed, 0, 2 ** 32 - 1);
-      requireNumber('temperature', request.sampling.temperature, 0, 5);
-      requireNumber('topP', request.sampling.topP, 0, 1);
+      requireValidSampling(request.sampling);
       if (request.question.trim() === '') {
         throw invalidParams('The question is empty.', 'Ask a question.');
       }

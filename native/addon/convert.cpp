@@ -36,10 +36,26 @@ const char* stopReasonName(StopReason reason) {
   return "length";
 }
 
-int32_t int32Field(const Napi::Object& object, const char* name) {
-  const int64_t value = integerField(object, name);
-  if (value < INT32_MIN || value > INT32_MAX) throw wrongType(name, "a 32-bit whole number");
+int32_t int32Of(double value, const char* name) {
+  if (!(value >= INT32_MIN && value <= INT32_MAX) || value != std::floor(value))
+    throw wrongType(name, "a 32-bit whole number");
   return static_cast<int32_t>(value);
+}
+
+int32_t int32Field(const Napi::Object& object, const char* name) {
+  return int32Of(numberField(object, name), name);
+}
+
+constexpr const char* kBiasType = "an array of pairs [token, bias]";
+
+std::pair<int32_t, double> biasOf(const Napi::Value& value) {
+  if (!value.IsArray()) throw wrongType("logitBias", kBiasType);
+  const auto pair = value.As<Napi::Array>();
+  const Napi::Value token = pair.Get(0u), bias = pair.Get(1u);
+  if (pair.Length() != 2 || !token.IsNumber() || !bias.IsNumber())
+    throw wrongType("logitBias", kBiasType);
+  return {int32Of(token.As<Napi::Number>().DoubleValue(), "A token of logitBias"),
+          bias.As<Napi::Number>().DoubleValue()};
 }
 
 template <typename Value>
@@ -145,24 +161,37 @@ Prompt promptOf(const Napi::Object& object) {
   return prompt;
 }
 
+Sampling samplingOf(const Napi::Object& object) {
+  Sampling sampling;
+  sampling.temperature = numberField(object, "temperature");
+  sampling.topP = numberField(object, "topP");
+  sampling.topK = int32Field(object, "topK");
+  sampling.minP = numberField(object, "minP");
+  sampling.repetitionPenalty = numberField(object, "repetitionPenalty");
+  sampling.seed = static_cast<uint64_t>(integerField(object, "seed"));
+  const Napi::Value bias = object.Get("logitBias");
+  if (!bias.IsArray()) throw wrongType("logitBias", kBiasType);
+  const auto biases = bias.As<Napi::Array>();
+  for (uint32_t i = 0; i < biases.Length(); ++i)
+    sampling.logitBias.push_back(biasOf(biases.Get(i)));
+  const Napi::Value stop = object.Get("stop");
+  if (!stop.IsArray()) throw wrongType("stop", "an array of strings");
+  const auto stops = stop.As<Napi::Array>();
+  for (uint32_t i = 0; i < stops.Length(); ++i) {
+    const Napi::Value text = stops.Get(i);
+    if (!text.IsString()) throw wrongType("stop", "an array of strings");
+    sampling.stop.push_back(text.As<Napi::String>().Utf8Value());
+  }
+  return sampling;
+}
+
 GenerateOptions generateOptionsOf(const Napi::Object& object) {
   GenerateOptions options;
   options.maxTokens = integerField(object, "maxTokens");
   options.ignoreEnd = booleanField(object, "ignoreEnd");
   const Napi::Value value = object.Get("sampling");
   if (!value.IsObject()) throw wrongType("sampling", "an object");
-  const auto sampling = value.As<Napi::Object>();
-  options.sampling.temperature = numberField(sampling, "temperature");
-  options.sampling.topP = numberField(sampling, "topP");
-  options.sampling.seed = static_cast<uint64_t>(integerField(sampling, "seed"));
-  const Napi::Value stop = sampling.Get("stop");
-  if (!stop.IsArray()) throw wrongType("stop", "an array of strings");
-  const auto stops = stop.As<Napi::Array>();
-  for (uint32_t i = 0; i < stops.Length(); ++i) {
-    const Napi::Value text = stops.Get(i);
-    if (!text.IsString()) throw wrongType("stop", "an array of strings");
-    options.sampling.stop.push_back(text.As<Napi::String>().Utf8Value());
-  }
+  options.sampling = samplingOf(value.As<Napi::Object>());
   return options;
 }
 

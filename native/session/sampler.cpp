@@ -2,40 +2,172 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <unordered_set>
+
+#include "error.h"
 
 namespace longsight {
+namespace {
 
-Sampler::Sampler(const Sampling& sampling)
-    : temperature_(sampling.temperature), topP_(sampling.topP), random_(sampling.seed) {}
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kMostTemperature = 5;
+constexpr double kMostPenalty = 10;
+constexpr double kMostBias = 1000;
+
+// A million tokens below e^-51 of the best together weigh less than a draw of 53 bits can tell
+// apart.
+constexpr double kNegligible = 51;
+
+// e^x for x <= 0, within 2 units in the last place. IEEE products, sums and scalings alone (this
+// file is compiled without contraction), so the bits are the same everywhere.
+double expOf(double x) {
+  if (x < -700) return 0;
+  constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
+  const double k = std::nearbyint(x * 0x1.71547652b82fep+0);
+  const double r = (x - k * kLn2High) - k * kLn2Low;
+  // Taylor: |r| <= ln(2) / 2, where the first term left out is below 2^-57.
+  double sum = 1;
+  for (int n = 13; n >= 1; --n) sum = 1 + r / n * sum;
+  return std::ldexp(sum, static_cast<int>(k));
+}
+
+std::string outside(const char* name, double value, const std::string& range) {
+  return std::string(name) + " = " + std::to_string(value) + " is outside its range: " + range +
+         ".";
+}
+
+}  // namespace
+
+std::string validate(const Sampling& sampling, int32_t vocabulary) {
+  const auto& [temperature, topP, topK, minP, penalty, logitBias, seed, stop] = sampling;
+  if (!(temperature >= 0 && temperature <= kMostTemperature))
+    return outside("temperature", temperature, "0 to 5");
+  if (!(topP > 0 && topP <= 1)) return outside("topP", topP, "above 0, at most 1");
+  if (topK < 0) return outside("topK", topK, "0 (off) or more");
+  if (!(minP >= 0 && minP <= 1)) return outside("minP", minP, "0 to 1");
+  if (!(penalty > 0 && penalty <= kMostPenalty))
+    return outside("repetitionPenalty", penalty, "above 0, at most 10");
+  std::unordered_set<int32_t> named;
+  for (const auto& [token, bias] : logitBias) {
+    const std::string name = "logitBias of token " + std::to_string(token);
+    if (token < 0 || token >= vocabulary)
+      return name + ": the vocabulary has the tokens 0 to " + std::to_string(vocabulary - 1) + ".";
+    if (!named.insert(token).second) return name + " is given twice.";
+    if (bias != -kInfinity && !(std::abs(bias) <= kMostBias))
+      return outside(name.c_str(), bias, "-1000 to 1000, or -infinity");
+  }
+  return "";
+}
+
+Sampler::Sampler(const Sampling& sampling, std::span<const int32_t> prompt)
+    : sampling_(sampling), random_(sampling.seed) {
+  const auto last = prompt.last(std::min(prompt.size(), kRepetitionTokens));
+  recent_.assign(last.begin(), last.end());
+}
+
+void Sampler::remember(int32_t token) {
+  if (recent_.size() < kRepetitionTokens) {
+    recent_.push_back(token);
+    return;
+  }
+  recent_[oldest_] = token;
+  oldest_ = (oldest_ + 1) % kRepetitionTokens;
+}
+
+void Sampler::adjust(std::span<const float> logits) {
+  adjusted_.assign(logits.begin(), logits.end());
+  for (const auto& [token, bias] : sampling_.logitBias)
+    adjusted_[static_cast<size_t>(token)] += bias;
+  if (sampling_.repetitionPenalty == 1) return;
+  for (const int32_t token : std::unordered_set<int32_t>(recent_.begin(), recent_.end())) {
+    double& logit = adjusted_[static_cast<size_t>(token)];
+    if (logit > 0)
+      logit /= sampling_.repetitionPenalty;
+    else
+      logit *= sampling_.repetitionPenalty;
+  }
+}
 
 int32_t Sampler::pick(std::span<const float> logits) {
-  const auto best = std::max_element(logits.begin(), logits.end());
-  if (temperature_ <= 0) return static_cast<int32_t>(best - logits.begin());
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (!(logits[i] < kInfinity))
+      throw Error(ErrorCode::internal,
+                  "The model computed " + std::to_string(logits[i]) + " for token " +
+                      std::to_string(i) + " of " + std::to_string(logits.size()) + ".",
+                  "Ask again; when it happens again, use another model file.");
+  adjust(logits);
+  const auto best = std::max_element(adjusted_.begin(), adjusted_.end());
+  if (best == adjusted_.end() || *best == -kInfinity)
+    throw Error(ErrorCode::invalidParams, "logitBias leaves no token to choose from.",
+                "Ban fewer tokens.");
+  const int32_t token =
+      sampling_.temperature == 0 ? static_cast<int32_t>(best - adjusted_.begin()) : draw(*best);
+  remember(token);
+  return token;
+}
 
-  // Tokens below e^-30 of the best together weigh less than a draw of 53 bits can tell apart.
-  const double floor = *best - 30.0 * temperature_;
+int32_t Sampler::draw(double best) {
+  const double temperature = sampling_.temperature;
+  const double floor = best - kNegligible * std::max(1.0, temperature);
   candidates_.clear();
-  double total = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!(logits[i] >= floor)) continue;
-    const double weight = std::exp((static_cast<double>(logits[i]) - *best) / temperature_);
-    candidates_.emplace_back(weight, static_cast<int32_t>(i));
-    total += weight;
-  }
-  std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) {
-    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  sorted_ = 0;
+  for (size_t i = 0; i < adjusted_.size(); ++i)
+    if (adjusted_[i] >= floor) candidates_.push_back({adjusted_[i], static_cast<int32_t>(i)});
+  keepTopK();
+  keepTopP(best);
+  std::erase_if(candidates_, [&](const Candidate& candidate) {
+    return expOf(candidate.logit - best) < sampling_.minP;
   });
+  if (sorted_ > 0) std::ranges::sort(candidates_, {}, &Candidate::token);
+
+  double total = 0;
+  for (Candidate& candidate : candidates_)
+    total += candidate.logit = expOf((candidate.logit - best) / temperature);
+  double left = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
+  for (const Candidate& candidate : candidates_) {
+    left -= candidate.logit;
+    if (left < 0) return candidate.token;
+  }
+  // Rounding may leave nothing for the last one that has a share.
+  const auto last = std::find_if(candidates_.rbegin(), candidates_.rend(),
+                                 [](const Candidate& candidate) { return candidate.logit > 0; });
+  return last->token;
+}
+
+void Sampler::keepTopK() {
+  const auto k = static_cast<size_t>(sampling_.topK);
+  if (k == 0 || k >= candidates_.size()) return;
+  sortTo(k);
+  candidates_.resize(k);
+  sorted_ = k;
+}
+
+void Sampler::keepTopP(double best) {
+  if (sampling_.topP >= 1) return;
+  double total = 0;
+  for (const Candidate& candidate : candidates_) total += expOf(candidate.logit - best);
   double kept = 0;
   size_t count = 0;
-  while (count < candidates_.size() && (count == 0 || kept < topP_ * total))
-    kept += candidates_[count++].first;
-
-  double draw = static_cast<double>(random_() >> 11) * 0x1p-53 * kept;
-  for (size_t i = 0; i < count; ++i) {
-    draw -= candidates_[i].first;
-    if (draw < 0) return candidates_[i].second;
+  while (count < candidates_.size() && (count == 0 || kept < sampling_.topP * total)) {
+    sortTo(count + 1);
+    kept += expOf(candidates_[count++].logit - best);
   }
-  return candidates_[count - 1].second;
+  candidates_.resize(count);
+  sorted_ = count;
+}
+
+// Usually few are wanted of very many: they are sorted in steps.
+void Sampler::sortTo(size_t count) {
+  if (count <= sorted_) return;
+  count = std::min(candidates_.size(), std::max({count, 4 * sorted_, size_t{64}}));
+  const auto begin = candidates_.begin();
+  std::partial_sort(begin + static_cast<std::ptrdiff_t>(sorted_),
+                    begin + static_cast<std::ptrdiff_t>(count), candidates_.end(),
+                    [](const Candidate& a, const Candidate& b) {
+                      return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+                    });
+  sorted_ = count;
 }
 
 }  // namespace longsight

@@ -261,6 +261,8 @@ GenerateResult Session::generate(const Prompt& prompt, const GenerateOptions& op
                                  const SessionEvents& events) {
   check(prompt, options.maxTokens > 0 ? 1 : 0);
   const ModelSpec& spec = model_->spec();
+  if (const std::string wrong = validate(options.sampling, spec.vocabulary); !wrong.empty())
+    throw invalid(wrong);
   const Tokenizer& tokenizer = model_->tokenizer();
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   const bool answers = options.maxTokens > 0;
@@ -276,7 +278,7 @@ GenerateResult Session::generate(const Prompt& prompt, const GenerateOptions& op
 
   if (answers) {
     const auto decodeStart = Clock::now();
-    Sampler sampler(options.sampling);
+    Sampler sampler(options.sampling, prompt.tokens);
     TextStream stream(options.sampling.stop);
     auto show = [&](const std::string& text) {
       if (!text.empty() && events.onText) events.onText(text);

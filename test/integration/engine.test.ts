@@ -8,7 +8,9 @@ import type {
   Phase,
   PlanEvent,
   SampleAttentionParams,
+  Sampling,
 } from '../../extension/engine/protocol';
+import { defaultSampling } from '../../extension/engine/sampling';
 import { cpuMs, sampleWorkspace, testModel, workerPath } from './support/longsight';
 
 /** Small enough to be quick, with segments that are sparse nevertheless. */
@@ -35,7 +37,7 @@ function question(over: Partial<AskBody> = {}): AskBody {
     chat: [],
     question: 'How is the delay before a retry computed?',
     answerTokens: 12,
-    sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
+    sampling: { ...defaultSampling },
     confirmAbovePrefillMs: 0,
     ...over,
   };
@@ -231,18 +233,36 @@ describe('integration: engine process with a real model', function () {
 
   it('samples the same answer for the same seed', async () => {
     const sampled = (seed: number) =>
-      engine.ask(question({ sampling: { temperature: 1, topP: 0.95, seed, stop: [] } })).result;
+      engine.ask(question({ sampling: { ...defaultSampling, temperature: 1, topP: 0.95, seed } }))
+        .result;
     const [a, b, c] = [await sampled(7), await sampled(7), await sampled(8)];
     assert.equal(a.answer, b.answer);
     assert.notEqual(a.answer, c.answer);
   });
 
+  it('hands every step of sampling to the native sampler', async () => {
+    const asked = (over: Partial<Sampling>) =>
+      engine.ask(question({ sampling: { ...defaultSampling, ...over } })).result;
+    const greedy = await asked({});
+    const oneOf = await asked({ temperature: 5, topK: 1 });
+    assert.equal(oneOf.answer, greedy.answer);
+    const onlyBest = await asked({ temperature: 5, minP: 1 });
+    assert.equal(onlyBest.answer, greedy.answer);
+    const penalized = await asked({ repetitionPenalty: 10 });
+    assert.notEqual(penalized.answer, greedy.answer);
+    const biased = await asked({ logitBias: [[40, 1000]] });
+    assert.equal(new Set(biased.answer.replace(/^read .*\n\n/, '')).size, 1, biased.answer);
+    await assert.rejects(asked({ logitBias: [[10_000_000, 1]] }), {
+      code: 'invalidParams',
+      message: /token 10000000: the vocabulary has the tokens 0 to 49151/,
+    });
+  });
+
   it('ends at a stop string, which is not part of the answer', async () => {
     const whole = (await engine.ask(question()).result).answer.replace(/^read .*\n\n/, '');
     const stop = whole.slice(8, 14);
-    const cut = await engine.ask(
-      question({ sampling: { temperature: 0, topP: 1, seed: 0, stop: [stop] } }),
-    ).result;
+    const cut = await engine.ask(question({ sampling: { ...defaultSampling, stop: [stop] } }))
+      .result;
     assert.equal(cut.stopReason, 'stop');
     assert.equal(cut.answer.replace(/^read .*\n\n/, ''), whole.slice(0, whole.indexOf(stop)));
   });

@@ -7,6 +7,7 @@ import type { AskAnswer, Job, JobOptions } from '../../../extension/engine/clien
 import { cancelled, EngineError, invalidParams } from '../../../extension/engine/errors';
 import { defaultParams } from '../../../extension/engine/params';
 import type { AskRequest } from '../../../extension/engine/protocol';
+import { defaultSampling } from '../../../extension/engine/sampling';
 import { event, resultEvent } from './examples';
 
 type Body = Omit<AskRequest, 'type' | 'sessionId' | 'requestId'>;
@@ -68,6 +69,7 @@ describe('chat/asking', () => {
         answerTokens: 64,
         confirmAboveSeconds: 30,
         params: { ...defaultParams },
+        sampling: { ...defaultSampling, temperature: 0.5 },
       }),
       folders: () => [{ name: 'app', path: '/app' }],
       unsaved: () => ({ '/app/a.ts': 'unsaved' }),
@@ -96,6 +98,7 @@ describe('chat/asking', () => {
       contextTokens: 8192,
     });
     assert.equal(body.answerTokens, 64);
+    assert.equal(body.sampling.temperature, 0.5);
     assert.equal(body.confirmAbovePrefillMs, 30_000);
     assert.deepEqual(body.workspace, {
       folders: [{ name: 'app', path: '/app' }],
@@ -167,6 +170,7 @@ describe('chat/asking', () => {
       answerTokens: 1,
       confirmAboveSeconds: 0,
       params: { ...defaultParams },
+      sampling: { ...defaultSampling },
     });
     host.folders = () => [];
     assert.equal(asking.ask('b')?.error?.code, 'folderNotFound');

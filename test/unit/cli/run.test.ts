@@ -7,6 +7,7 @@ import type { Engine, JobOptions } from '../../../extension/engine/client';
 import { EngineError } from '../../../extension/engine/errors';
 import { defaultParams } from '../../../extension/engine/params';
 import type { DoctorResult, Event } from '../../../extension/engine/protocol';
+import { defaultSampling } from '../../../extension/engine/sampling';
 
 /** Stands for the engine: answers with `results`, keeps what it was asked. */
 class FakeEngine {
@@ -140,7 +141,7 @@ describe('cli/run', () => {
       question: 'Why?',
       chat: [],
       answerTokens: 512,
-      sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
+      sampling: { ...defaultSampling },
       params: { ...defaultParams },
       confirmAbovePrefillMs: 0,
       model: { path: '/models/found.gguf', device: 'auto', threads: 0, contextTokens: 0 },
@@ -151,7 +152,8 @@ describe('cli/run', () => {
   it('hands every flag on', async () => {
     const flags =
       '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --max-tokens 7 --temperature .5 ' +
-      '--top-p 0.9 --seed 42 --strict --budget 1000 --policy peak --alpha 0.5 --epsilon 1e-2 ' +
+      '--top-p 0.9 --top-k 40 --min-p 0.05 --repetition-penalty 1.1 --seed 42 --logit-bias 7=1.5 ' +
+      '--logit-bias 8=-inf --strict --budget 1000 --policy peak --alpha 0.5 --epsilon 1e-2 ' +
       '--score-dims all --sample-stride 4 --segment-rows 512 --window-tokens 128 --window-fraction 0.1 ' +
       '--sink-tokens 0 --dense-below-tokens 1024 --max-list-share 1 --audit-rows 4';
     assert.equal(await ask(...flags.split(' ')), 0, err);
@@ -162,7 +164,19 @@ describe('cli/run', () => {
       threads: 3,
       contextTokens: 4096,
     });
-    assert.deepEqual(asked.sampling, { temperature: 0.5, topP: 0.9, seed: 42, stop: [] });
+    assert.deepEqual(asked.sampling, {
+      temperature: 0.5,
+      topP: 0.9,
+      topK: 40,
+      minP: 0.05,
+      repetitionPenalty: 1.1,
+      logitBias: [
+        [7, 1.5],
+        [8, -Infinity],
+      ],
+      seed: 42,
+      stop: [],
+    });
     assert.deepEqual(asked.params, {
       policy: 'peak',
       alpha: 0.5,
@@ -183,6 +197,45 @@ describe('cli/run', () => {
       budgetTokens: 1000,
       strict: true,
     });
+  });
+
+  it('takes a bias as JSON too', async () => {
+    const bias = () => (body() as { sampling: { logitBias: unknown } }).sampling.logitBias;
+    const expected = [
+      [15043, -2.5],
+      [12, -Infinity],
+    ];
+    assert.equal(await ask('--logit-bias', '{"15043": -2.5, "12": "-inf"}'), 0, err);
+    assert.deepEqual(
+      (bias() as [number, number][]).sort((a, b) => b[0] - a[0]),
+      expected,
+    );
+    engine.asked.length = 0;
+    assert.equal(await ask('--logit-bias', '[[15043, -2.5], [12, false]]'), 0, err);
+    assert.deepEqual(bias(), expected);
+  });
+
+  it('names a wrong flag of sampling with its range', async () => {
+    const wrong: [string[], RegExp][] = [
+      [['--top-p', '0'], /--top-p: topP = 0 is outside its range: above 0, at most 1/],
+      [['--top-k=-1'], /--top-k: topK = -1 is outside its range: 0 to/],
+      [['--top-k', '1.5'], /not an integer/],
+      [['--min-p', '2'], /minP = 2 .* 0 to 1/],
+      [['--repetition-penalty', '0'], /repetitionPenalty = 0 .* above 0, at most 10/],
+      [['--temperature', 'hot'], /temperature = hot .* 0 to 5/],
+      [['--seed', '4294967296'], /seed = 4294967296 .* 4294967295/],
+      [['--logit-bias', '5'], /--logit-bias 5 is neither TOKEN=BIAS nor JSON/],
+      [['--logit-bias', '{"a"'], /neither/],
+      [['--logit-bias', '[1, 2]'], /neither/],
+      [['--logit-bias', 'x=1'], /NaN is not the id of a token/],
+      [['--logit-bias', '5=1001'], /token 5 = 1001 .* -1000 to 1000/],
+      [['--logit-bias', '5=inf'], /token 5/],
+    ];
+    for (const [flags, message] of wrong) {
+      err = '';
+      assert.equal(await ask(...flags), 2, flags.join(' '));
+      assert.match(err, message);
+    }
   });
 
   it('prints exactly one JSON object of the documented shape', async () => {
@@ -254,7 +307,7 @@ describe('cli/run', () => {
     }
     assert.deepEqual(engine.asked, []);
     assert.equal(await ask('--temperature', '9', '--json'), 2);
-    assert.match(JSON.parse(out).error.message, /temperature 9 .*0 to 5/);
+    assert.match(JSON.parse(out).error.message, /temperature = 9 .*0 to 5/);
   });
 
   it('ends with 1 and a typed error, as JSON too', async () => {

@@ -4,6 +4,7 @@ import path from 'node:path';
 import { numberSettings, readModelSettings, readSettings } from '../../../extension/config';
 import { EngineError } from '../../../extension/engine/errors';
 import { defaultParams } from '../../../extension/engine/params';
+import { defaultSampling } from '../../../extension/engine/sampling';
 
 const read = (values: Record<string, unknown>) => (key: string) => values[key];
 
@@ -29,6 +30,7 @@ describe('config', () => {
       answerTokens: 512,
       confirmAboveSeconds: 30,
       params: defaultParams,
+      sampling: defaultSampling,
     });
   });
 
@@ -43,6 +45,8 @@ describe('config', () => {
         'sparsity.policy': 'dense',
         'sparsity.epsilon': 0.3,
         'sparsity.segmentRows': 0,
+        'sampling.temperature': 0.7,
+        'sampling.topK': 40,
       }),
     );
     assert.equal(settings.modelPath, '/models/a.gguf');
@@ -51,12 +55,17 @@ describe('config', () => {
     assert.equal(settings.params.policy, 'dense');
     assert.equal(settings.params.epsilon, 0.3);
     assert.equal(settings.params.segmentRows, 0);
+    assert.deepEqual(settings.sampling, { ...defaultSampling, temperature: 0.7, topK: 40 });
   });
 
   it('names a wrong setting, its value and the range', () => {
     assert.match(refusal({ threads: -1 }).message, /longsight\.threads = -1 .* 0 to 1024/);
     assert.match(refusal({ answerTokens: 0 }).message, /longsight\.answerTokens = 0/);
     assert.match(refusal({ contextTokens: '8k' }).message, /longsight\.contextTokens = "8k"/);
+    assert.match(
+      refusal({ 'sampling.topP': 0 }).message,
+      /longsight\.sampling\.topP = 0 .* above 0/,
+    );
     assert.match(refusal({ 'sparsity.epsilon': 1 }).message, /longsight\.sparsity\.epsilon = 1 /);
     assert.match(refusal({ 'sparsity.segmentRows': 300 }).message, /segmentRows = 300/);
     assert.match(refusal({ model: 'models/a.gguf' }).message, /not an absolute path/);

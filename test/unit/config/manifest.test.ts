@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import { numberSettings } from '../../../extension/config';
-import { paramFields } from '../../../extension/engine/params';
+import { paramFields, type ParamField } from '../../../extension/engine/params';
+import { samplingFields } from '../../../extension/engine/sampling';
 
 interface Property {
   type: string;
@@ -35,13 +36,13 @@ const properties = Object.assign(
 ) as Record<string, Property>;
 
 describe('package.json', () => {
-  it('has a setting for each parameter of SampleAttention, with its default and range', () => {
+  const hasSettingsFor = (group: string, fields: readonly ParamField<string>[]) => {
     const names = Object.keys(properties)
-      .filter((key) => key.startsWith('longsight.sparsity.'))
-      .map((key) => key.slice('longsight.sparsity.'.length));
-    assert.deepEqual(names.sort(), paramFields.map((field) => field.name).sort());
-    for (const field of paramFields) {
-      const property = properties[`longsight.sparsity.${field.name}`];
+      .filter((key) => key.startsWith(`longsight.${group}.`))
+      .map((key) => key.slice(`longsight.${group}.`.length));
+    assert.deepEqual(names.sort(), fields.map((field) => field.name).sort());
+    for (const field of fields) {
+      const property = properties[`longsight.${group}.${field.name}`];
       assert.ok(property, field.name);
       assert.equal(property.default, field.default, `default of ${field.name}`);
       if (field.type === 'choice') {
@@ -61,6 +62,14 @@ describe('package.json', () => {
       assert.equal(property.exclusiveMaximum, field.openMax ? field.max : undefined, field.name);
       assert.equal(property.multipleOf, field.multipleOf, field.name);
     }
+  };
+
+  it('has a setting for each parameter of SampleAttention, with its default and range', () => {
+    hasSettingsFor('sparsity', paramFields);
+  });
+
+  it('has a setting for each number of sampling, with its default and range', () => {
+    hasSettingsFor('sampling', samplingFields);
   });
 
   it('gives the other numbers the ranges that the code checks', () => {

@@ -15,6 +15,7 @@ import type {
   PackRequest,
   PackResult,
 } from '../../../extension/engine/protocol';
+import { defaultSampling } from '../../../extension/engine/sampling';
 import { FakeAddon, memory } from './fakeAddon';
 
 describe('engine/asking', () => {
@@ -60,7 +61,7 @@ describe('engine/asking', () => {
     chat: [],
     question: 'How often?',
     answerTokens: 100,
-    sampling: { temperature: 0, topP: 1, seed: 0, stop: ['STOP'] },
+    sampling: { ...defaultSampling, stop: ['STOP'] },
     confirmAbovePrefillMs: 0,
     ...over,
   });
@@ -141,7 +142,7 @@ describe('engine/asking', () => {
     assert.deepEqual(result.stats.memory, memory);
     assert.deepEqual(fake.options.at(-1), {
       maxTokens: 100,
-      sampling: { temperature: 0, topP: 1, seed: 0, stop: ['STOP'] },
+      sampling: { ...defaultSampling, stop: ['STOP'] },
       ignoreEnd: false,
     });
   });

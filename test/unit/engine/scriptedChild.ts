@@ -4,6 +4,7 @@ import os from 'node:os';
 import path from 'node:path';
 import type { AskRequest } from '../../../extension/engine/protocol';
 import { defaultParams } from '../../../extension/engine/params';
+import { defaultSampling } from '../../../extension/engine/sampling';
 
 // The question is the script: commands separated by spaces.
 const source = `
@@ -74,7 +75,7 @@ export function script(question: string): Omit<AskRequest, 'type' | 'sessionId' 
     chat: [],
     question,
     answerTokens: 1,
-    sampling: { temperature: 0, topP: 1, seed: 0, stop: [] },
+    sampling: { ...defaultSampling },
     confirmAbovePrefillMs: 0,
   };
 }
