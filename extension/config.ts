@@ -16,6 +16,8 @@ export interface Settings {
   /** 0 = as much as model and memory allow. */
   contextTokens: number;
   answerTokens: number;
+  /** A reasoning model may think before it answers. */
+  thinking: boolean;
   /** A prefill that is predicted to take longer is confirmed first; 0 = never. */
   confirmAboveSeconds: number;
   params: SampleAttentionParams;
@@ -51,6 +53,7 @@ export function readSettings(read: ReadSetting): Settings {
     threads: readNumber(read, 'threads'),
     contextTokens: readNumber(read, 'contextTokens'),
     answerTokens: readNumber(read, 'answerTokens'),
+    thinking: readBoolean(read, 'thinking'),
     confirmAboveSeconds: readNumber(read, 'confirmAboveSeconds'),
     params: params as unknown as SampleAttentionParams,
     sampling: { ...defaultSampling, ...readFields(read, 'sampling', samplingFields) },
@@ -102,6 +105,15 @@ function readNumber(read: ReadSetting, key: keyof typeof numberSettings): number
     );
   }
   return value;
+}
+
+function readBoolean(read: ReadSetting, key: 'thinking'): boolean {
+  const value = read(key) ?? false;
+  if (typeof value === 'boolean') return value;
+  throw invalidParams(
+    `Setting longsight.${key} = ${JSON.stringify(value)} is neither true nor false.`,
+    correctIt,
+  );
 }
 
 function readPath(read: ReadSetting, key: 'model' | 'modelsFolder'): string {

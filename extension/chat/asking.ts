@@ -146,6 +146,7 @@ export class Asking {
         question: entry.question,
         answerTokens: settings.answerTokens,
         sampling: settings.sampling,
+        thinking: settings.thinking,
         confirmAbovePrefillMs: settings.confirmAboveSeconds * 1000,
       },
       {

@@ -33,6 +33,10 @@ export interface Entry {
   question: string;
   state: EntryState;
   answer: string;
+  /** What the model wrote before the answer; '' when it did not think. */
+  thinking: string;
+  /** How long it thought, so far. */
+  thinkingMs: number;
   progress: Progress;
   files: FileCounts | null;
   confirmation: Confirmation | null;
@@ -43,8 +47,12 @@ export interface Entry {
   error: EngineErrorInfo | null;
 }
 
-/** What an event changed: the text grew, something else of the entry changed, or nothing did. */
-export type Change = { kind: 'append'; text: string } | { kind: 'entry' } | { kind: 'none' };
+/** What an event changed: answer or thought grew, something else of the entry, or nothing. */
+export type Change =
+  | { kind: 'append'; text: string }
+  | { kind: 'thought'; text: string; elapsedMs: number }
+  | { kind: 'entry' }
+  | { kind: 'none' };
 
 /** A whole answer; its stats carry the asking side's clock. */
 export type Outcome = Omit<AskResult, 'stats'> & { stats: Stats };
@@ -55,6 +63,8 @@ function unanswered(): Omit<Entry, 'id' | 'question'> {
   return {
     state: 'running',
     answer: '',
+    thinking: '',
+    thinkingMs: 0,
     progress: { ...waiting },
     files: null,
     confirmation: null,
@@ -130,6 +140,10 @@ export class Conversation {
       case 'token':
         entry.answer += event.text;
         return { kind: 'append', text: event.text };
+      case 'thinking':
+        entry.thinking += event.text;
+        entry.thinkingMs = event.elapsedMs;
+        return { kind: 'thought', text: event.text, elapsedMs: event.elapsedMs };
       case 'result':
         this.finish(entry, event.result as Outcome);
         return { kind: 'entry' };
@@ -171,6 +185,8 @@ export class Conversation {
     entry.state = 'done';
     entry.confirmation = null;
     entry.answer = outcome.answer;
+    entry.thinking = outcome.thinking;
+    entry.thinkingMs = outcome.stats.thinking?.ms ?? 0;
     entry.citations = outcome.citations;
     entry.citationSpans = outcome.citationSpans;
     entry.files = outcome.files;
@@ -193,6 +209,11 @@ export class Conversation {
   clear(): void {
     this.list.length = 0;
   }
+}
+
+/** The model writes a thought just now. */
+export function isThinking(entry: Entry): boolean {
+  return entry.state === 'running' && entry.progress.phase === 'thinking';
 }
 
 export function isOpen(entry: Entry): boolean {

@@ -13,6 +13,7 @@ export type ToChat =
   | { type: 'transcript'; entries: readonly Entry[]; surroundings: Surroundings }
   | { type: 'entry'; entry: Entry }
   | { type: 'append'; id: number; text: string }
+  | { type: 'thought'; id: number; text: string; elapsedMs: number }
   | { type: 'surroundings'; surroundings: Surroundings }
   | { type: 'focusInput' };
 

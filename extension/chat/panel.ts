@@ -53,8 +53,24 @@ export class ChatPanel implements vscode.WebviewViewProvider {
   }
 
   changed(entry: Entry, change: Change): void {
-    if (change.kind === 'append') this.post({ type: 'append', id: entry.id, text: change.text });
-    else if (change.kind === 'entry') this.post({ type: 'entry', entry });
+    switch (change.kind) {
+      case 'append':
+        this.post({ type: 'append', id: entry.id, text: change.text });
+        break;
+      case 'thought':
+        this.post({
+          type: 'thought',
+          id: entry.id,
+          text: change.text,
+          elapsedMs: change.elapsedMs,
+        });
+        break;
+      case 'entry':
+        this.post({ type: 'entry', entry });
+        break;
+      case 'none':
+        break;
+    }
   }
 
   /** Sends everything again. */

@@ -78,6 +78,14 @@ export const commands: readonly Command[] = [
           'once as JSON {"TOKEN": X, ...}',
         repeated: true,
       },
+      {
+        name: 'thinking',
+        description: 'let a reasoning model think before it answers; up to five times the tokens',
+      },
+      {
+        name: 'show-thinking',
+        description: 'thoughts on standard error also where that is no terminal, and with --json',
+      },
       budget,
       { name: 'strict', description: 'fail rather than leave files out' },
     ],

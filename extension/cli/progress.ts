@@ -13,15 +13,16 @@ export class ProgressLine {
   constructor(
     private readonly write: (text: string) => void,
     private readonly terminal: boolean,
+    /** Thoughts are written where this line is. */
+    private readonly thoughtsShown = false,
     private readonly now: () => number = () => performance.now(),
   ) {}
 
-  /** Tokens are not progress: the answer itself shows it. */
+  /** Tokens are not progress: the answer itself shows it, and so does a thought that is shown. */
   show(event: Event): void {
     if (event.type === 'phase') {
       this.state = { ...emptyProgress(event.phase), ahead: event.ahead ?? 0 };
-      const silent = event.phase === 'decode' || event.phase === 'done';
-      if (silent) this.clear();
+      if (this.isSilent(event.phase)) this.clear();
       else this.print(true);
     } else if (event.type === 'progress' && event.phase === this.state.phase) {
       this.state = {
@@ -30,7 +31,7 @@ export class ProgressLine {
         etaMs: event.etaMs,
         perSecond: event.unit === 'tokens' ? event.perSecond : 0,
       };
-      if (event.phase !== 'decode') this.print(false);
+      if (!this.isSilent(event.phase)) this.print(false);
     }
   }
 
@@ -38,6 +39,10 @@ export class ProgressLine {
   clear(): void {
     if (this.shown) this.write('\r\x1b[2K');
     this.shown = false;
+  }
+
+  private isSilent(phase: Phase): boolean {
+    return phase === 'decode' || phase === 'done' || (phase === 'thinking' && this.thoughtsShown);
   }
 
   private print(newPhase: boolean): void {

@@ -17,6 +17,7 @@ import {
   formatDuration,
   formatPercent,
   formatSpeed,
+  thinkingText,
 } from '../status/format';
 
 export function citationsText(answer: AskAnswer): string {
@@ -46,6 +47,9 @@ export function statsText(stats: Stats): string {
       `${formatCount(stats.promptTokens)} tokens: ${formatCount(stats.reusedTokens)} reused, ` +
         `${formatCount(stats.computedTokens)} computed at ${formatSpeed(stats.prefillTokensPerSecond)}`,
     ],
+    ...(stats.thinking === null
+      ? []
+      : [['Thought', thinkingText(stats.thinking)] satisfies [string, string]]),
     ['Answer', formatSpeed(stats.decodeTokensPerSecond)],
     ['Attention', `${stats.params.policy}: ${attentionText(stats.attention)}`],
     [

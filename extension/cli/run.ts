@@ -103,6 +103,7 @@ async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
     chat: [],
     answerTokens: args.integer('max-tokens', 512, 1, mostTokens),
     sampling: args.sampling(),
+    thinking: args.has('thinking'),
     params: run.params,
     confirmAbovePrefillMs: 0,
   };
@@ -111,6 +112,7 @@ async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
     let streamed = '';
     const onEvent = (event: Event) => {
       options.onEvent?.(event);
+      if (event.type === 'thinking') run.think(event.text);
       if (event.type !== 'token' || run.json) return;
       run.write(event.text);
       streamed += event.text;
@@ -123,8 +125,8 @@ async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
         endLine,
         status,
       }));
-      const { files, stats } = answer;
-      run.print({ answer: answer.answer, citations, files, stats });
+      const { thinking, files, stats } = answer;
+      run.print({ answer: answer.answer, thinking, citations, files, stats });
       return 0;
     }
     run.write(answer.answer.slice(streamed.length));
@@ -228,6 +230,8 @@ class CommandRun {
   private readonly modelOptions: Omit<ModelRequest, 'path'>;
   private readonly progress: ProgressLine;
   private readonly verbose: boolean;
+  private readonly thoughtsShown: boolean;
+  private inThought = false;
 
   constructor(
     private readonly args: Arguments,
@@ -239,7 +243,9 @@ class CommandRun {
     this.json = args.has('json');
     this.verbose = args.has('verbose');
     this.cwd = terminal.cwd;
-    this.progress = new ProgressLine(terminal.stderr, terminal.rewritable && !this.json);
+    const rewritable = terminal.rewritable && !this.json;
+    this.thoughtsShown = rewritable || args.has('show-thinking');
+    this.progress = new ProgressLine(terminal.stderr, rewritable, this.thoughtsShown);
   }
 
   async model(): Promise<ModelRequest> {
@@ -278,7 +284,7 @@ class CommandRun {
     try {
       return await action(engine, { signal, onEvent: (event) => this.progress.show(event) });
     } finally {
-      this.progress.clear();
+      this.clearLine();
       await engine.dispose();
     }
   }
@@ -290,13 +296,29 @@ class CommandRun {
 
   write(text: string): void {
     if (text === '') return;
-    this.progress.clear();
+    this.clearLine();
     this.parts.terminal.stdout(text);
   }
 
   note(text: string): void {
-    this.progress.clear();
+    this.clearLine();
     this.parts.terminal.stderr(text);
+  }
+
+  /** A piece of the thought that precedes the answer: dim, and never on standard output. */
+  think(text: string): void {
+    if (!this.thoughtsShown) return;
+    this.progress.clear();
+    this.inThought = true;
+    const { stderr, rewritable } = this.parts.terminal;
+    stderr(rewritable ? `\x1b[2m${text}\x1b[22m` : text);
+  }
+
+  /** What comes next begins on a line of its own. */
+  private clearLine(): void {
+    this.progress.clear();
+    if (this.inThought) this.parts.terminal.stderr('\n\n');
+    this.inThought = false;
   }
 }
 

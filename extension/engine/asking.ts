@@ -2,19 +2,29 @@
 import { checkCitations } from '../prompt/citations';
 import { readLine, withoutReadLine } from '../prompt/layout';
 import type { Packing } from '../prompt/pack';
-import type { GenerateResult, NativeSession, Prompt, SessionEvent } from './addon';
+import { canThink } from '../prompt/template';
+import { opensThought } from '../prompt/thinking';
+import type { GenerateResult, NativeSession, Prompt } from './addon';
+import { Answer } from './answer';
 import { EngineError } from './errors';
 import { beginPhase, progressOf, stoppable, type JobContext } from './job';
 import type { Loaded, ModelKeeper } from './loading';
 import { packPrompt, promptOf } from './packing';
-import type { AskRequest, AskResult, ChatTurn, EngineStats, FileCounts } from './protocol';
+import type {
+  AskRequest,
+  AskResult,
+  ChatTurn,
+  EngineStats,
+  FileCounts,
+  ThinkingStats,
+} from './protocol';
 
 export async function runAsk(
   request: AskRequest,
   keeper: ModelKeeper,
   context: JobContext,
 ): Promise<AskResult> {
-  const { params, answerTokens } = request;
+  const { params, thinking } = request;
   const loaded = await keeper.openSession(
     request.model,
     { params, ropeBaseScale: 1, minTokens: 0 },
@@ -23,6 +33,7 @@ export async function runAsk(
   );
   const { session } = loaded;
   const { contextTokens } = session;
+  const answerTokens = tokensToGenerate(request, loaded);
   const { packing, parts, citable } = await packPrompt(
     {
       workspace: request.workspace,
@@ -30,6 +41,7 @@ export async function runAsk(
       answerTokens,
       chat: request.chat.map(asWritten),
       question: request.question,
+      thinking,
     },
     loaded,
     context,
@@ -40,7 +52,11 @@ export async function runAsk(
   await announce(request, session, prompt, packing.counts, packing.usedTokens, context);
 
   beginPhase(context, 'prefill');
-  const answer = new Answer(context, readLine(packing.counts), answerTokens);
+  const answer = new Answer(context, {
+    head: readLine(packing.counts),
+    maxTokens: answerTokens,
+    thoughtOpened: opensThought(parts[1].pieces.at(-1)?.text ?? ''),
+  });
   const outcome = await stoppable(context, session, () =>
     session.generate(
       prompt,
@@ -52,11 +68,12 @@ export async function runAsk(
   const { citations, spans } = checkCitations(text, citable);
   return {
     answer: text,
+    thinking: answer.thinking,
     citations,
     citationSpans: spans,
     files: packing.counts,
     stopReason: outcome.stopReason,
-    stats: statsOf(outcome, loaded, request),
+    stats: statsOf(outcome, answer.thinkingStats, loaded, request),
   };
 }
 
@@ -112,55 +129,15 @@ async function budgetWithin(
   return fits * budgetStep;
 }
 
-/** Turns what the session emits into events, and keeps the text. */
-class Answer {
-  private text = '';
-  private tokens = 0;
-  private readonly prefill;
-  private decode: ReturnType<typeof progressOf> | null = null;
+/** A thought is longer than the answer that it leads to. */
+const thoughtTokensPerAnswerToken = 4;
 
-  constructor(
-    private readonly context: JobContext,
-    private readonly head: string,
-    private readonly maxTokens: number,
-  ) {
-    this.prefill = progressOf(context, 'prefill', 'tokens');
-  }
-
-  take(event: SessionEvent): void {
-    if (event.type === 'prefill') {
-      this.prefill.session(event);
-    } else if (event.type === 'prefilled') {
-      this.context.send({ type: 'phase', phase: 'firstToken' });
-    } else {
-      this.add(event.text);
-    }
-  }
-
-  /** The whole answer, also when the model said nothing. */
-  end(): string {
-    if (this.text === '') this.send(this.head);
-    return this.text;
-  }
-
-  private add(text: string): void {
-    if (text === '') return;
-    // What was read is told together with the model's first token: it must not pass for it.
-    this.send(this.text === '' ? this.head + text : text);
-    this.tokens++;
-    if (this.decode === null) {
-      this.context.send({ type: 'phase', phase: 'decode' });
-      this.decode = progressOf(this.context, 'decode', 'tokens');
-    }
-    // Nobody knows how long an answer will be.
-    this.decode.report({ done: this.tokens, total: this.maxTokens, etaMs: null });
-  }
-
-  private send(text: string): void {
-    if (text === '') return;
-    this.text += text;
-    this.context.send({ type: 'token', text });
-  }
+/** Most tokens of thought and answer together; a thought gets at most a quarter of the context. */
+function tokensToGenerate(request: AskRequest, { model, session }: Loaded): number {
+  const { answerTokens, thinking } = request;
+  if (!thinking || !canThink(model.spec)) return answerTokens;
+  const thought = thoughtTokensPerAnswerToken * answerTokens;
+  return answerTokens + Math.min(thought, Math.floor(session.contextTokens / 4));
 }
 
 /** The model is not shown a line that it did not write. */
@@ -190,7 +167,12 @@ function requireRoom(promptTokens: number, answerTokens: number, contextTokens: 
   );
 }
 
-function statsOf(outcome: GenerateResult, loaded: Loaded, request: AskRequest): EngineStats {
+function statsOf(
+  outcome: GenerateResult,
+  thinking: ThinkingStats | null,
+  loaded: Loaded,
+  request: AskRequest,
+): EngineStats {
   return {
     model: loaded.model.spec.name,
     device: 'cpu',
@@ -200,6 +182,7 @@ function statsOf(outcome: GenerateResult, loaded: Loaded, request: AskRequest): 
     computedTokens: outcome.computedTokens,
     prefillTokensPerSecond: outcome.prefillTokensPerSecond,
     decodeTokensPerSecond: outcome.decodeTokensPerSecond,
+    thinking,
     attention: outcome.attention,
     memory: outcome.memory,
   };

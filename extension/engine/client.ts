@@ -266,6 +266,7 @@ export class Engine {
         job.clock.pause();
         break;
       case 'token':
+      case 'thinking':
         job.clock.firstToken();
         break;
       case 'result':

@@ -37,8 +37,8 @@ export class FirstTokenClock {
     if (this.stopped) return;
     const index = before.indexOf(phase as Counted);
     if (index <= before.indexOf(this.current)) {
-      // `decode` and `done` lie behind the first token.
-      if (phase === 'decode' || phase === 'done') this.firstToken();
+      // What is not counted lies behind the first token.
+      if (index < 0) this.firstToken();
       return;
     }
     this.settle();

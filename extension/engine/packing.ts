@@ -1,5 +1,5 @@
 /** From folders and a question to the tokens of a prompt; also the `pack` request by itself. */
-import { assemblePrompt, packedText } from '../prompt/assemble';
+import { assemblePrompt, packedText, type Conversation } from '../prompt/assemble';
 import type { CitableFile } from '../prompt/citations';
 import { packWorkspace, type Packing } from '../prompt/pack';
 import type { Part } from '../prompt/pieces';
@@ -7,24 +7,16 @@ import { takeSnapshot } from '../workspace/snapshot';
 import type { Prompt } from './addon';
 import { beginPhase, progressOf, type JobContext } from './job';
 import type { ModelKeeper, OpenModel } from './loading';
-import type {
-  ChatTurn,
-  PackRequest,
-  PackResult,
-  SampleAttentionParams,
-  WorkspaceRequest,
-} from './protocol';
+import type { PackRequest, PackResult, SampleAttentionParams, WorkspaceRequest } from './protocol';
 import { concatenate } from './tokenCache';
 
 /** What `ask` reserves for the answer when nothing else is said. */
 const answerReserveTokens = 512;
 
-export interface PackNeed {
+export interface PackNeed extends Conversation {
   workspace: WorkspaceRequest;
   contextTokens: number;
   answerTokens: number;
-  chat: readonly ChatTurn[];
-  question: string;
 }
 
 export interface PackedPrompt {
@@ -36,7 +28,7 @@ export interface PackedPrompt {
 
 /** Phases `scan` and `tokenize`. Errors: those of `takeSnapshot` and `packWorkspace`. */
 export async function packPrompt(
-  { workspace, contextTokens, answerTokens, chat, question }: PackNeed,
+  { workspace, contextTokens, answerTokens, chat, question, thinking }: PackNeed,
   { model, tokens }: OpenModel,
   context: JobContext,
 ): Promise<PackedPrompt> {
@@ -60,12 +52,13 @@ export async function packPrompt(
       strict: workspace.strict,
       chat,
       question,
+      thinking,
       signal: context.signal,
       onProgress: (done, total) => decided.report({ done, total }),
     },
     tokens.counter(context.signal),
   );
-  const parts = assemblePrompt(model.spec, packing, { chat, question });
+  const parts = assemblePrompt(model.spec, packing, { chat, question, thinking });
   const shown = new Set(packing.paths);
   const named = snapshot.files
     .filter((file) => shown.has(file.path))
@@ -101,6 +94,7 @@ export async function runPack(
       answerTokens: answerReserveTokens,
       chat: [],
       question: '',
+      thinking: false,
     },
     open,
     context,

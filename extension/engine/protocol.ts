@@ -140,6 +140,13 @@ export interface PhaseTimes {
   firstTokenMs: number;
 }
 
+/** What a reasoning model spent before its answer, after the time to the first token. */
+export interface ThinkingStats {
+  /** From the first generated token to the end of the thought. */
+  ms: number;
+  tokens: number;
+}
+
 /** What the engine counts. The asking side adds its own clock to make `Stats`. */
 export interface EngineStats {
   model: string;
@@ -149,7 +156,10 @@ export interface EngineStats {
   reusedTokens: number;
   computedTokens: number;
   prefillTokensPerSecond: number;
+  /** Over thought and answer. */
   decodeTokensPerSecond: number;
+  /** null when the model did not think. */
+  thinking: ThinkingStats | null;
   attention: AttentionStats;
   memory: MemoryStats;
 }
@@ -177,6 +187,8 @@ export interface TextSpan {
 
 export interface AskResult {
   answer: string;
+  /** What a reasoning model wrote before its answer; '' when it did not think. Never cited from. */
+  thinking: string;
   /** In the order in which they stand in the answer. */
   citations: Citation[];
   /** Where `citations[i]` stands in `answer`, for links in place. */
@@ -303,6 +315,8 @@ export interface AskRequest extends Addressed {
   question: string;
   answerTokens: number;
   sampling: Sampling;
+  /** A reasoning model may think before it answers. */
+  thinking: boolean;
   /** Predictions above this pause before prefill with a `confirm` event; 0 = never. */
   confirmAbovePrefillMs: number;
 }
@@ -368,6 +382,7 @@ export type Phase =
   | 'tokenize'
   | 'prefill'
   | 'firstToken'
+  | 'thinking'
   | 'decode'
   | 'done';
 
@@ -414,10 +429,21 @@ export interface ConfirmEvent extends Addressed {
   suggestedBudgetTokens: number;
 }
 
-/** Whole UTF-8 characters only. */
+/**
+ * More of the answer: whole UTF-8 characters only. The first may be empty: it ends the time to the
+ * first token while the token's text is held back, because it may begin a thought.
+ */
 export interface TokenEvent extends Addressed {
   type: 'token';
   text: string;
+}
+
+/** More of the thought that precedes the answer. */
+export interface ThinkingEvent extends Addressed {
+  type: 'thinking';
+  text: string;
+  /** Since the first generated token. */
+  elapsedMs: number;
 }
 
 export interface ResultEvent extends Addressed {
@@ -449,6 +475,7 @@ export type Event =
   | PlanEvent
   | ConfirmEvent
   | TokenEvent
+  | ThinkingEvent
   | ResultEvent
   | ErrorEvent
   | LogEvent

@@ -24,7 +24,10 @@ export interface PackedTexts {
 export interface Conversation {
   /** Earlier turns, oldest first. */
   chat: readonly ChatTurn[];
+  /** '' to see what would be packed for a short question. */
   question: string;
+  /** A reasoning model may think before it answers. */
+  thinking: boolean;
 }
 
 /**
@@ -35,7 +38,7 @@ export interface Conversation {
 export function assemblePrompt(
   format: ChatFormat,
   packed: PackedTexts,
-  { chat, question }: Conversation,
+  { chat, question, thinking }: Conversation,
 ): [Part, Part] {
   const files = filesTexts(packed);
   const questions = [...chat.map((turn) => turn.question), question];
@@ -47,7 +50,7 @@ export function assemblePrompt(
     if (answer !== undefined) messages.push({ role: 'assistant', texts: [answer] });
   });
 
-  const pieces = renderChat(format, messages);
+  const pieces = renderChat(format, messages, thinking);
   // The question is the text after the files in message 1.
   const border = pieces.findIndex(
     ({ source }) => source?.message === 1 && source.text === files.length,

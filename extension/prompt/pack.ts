@@ -7,16 +7,16 @@
  * only through its reserve, which grows in steps of 512 tokens, so that the next question finds
  * the same files in the cache.
  */
-import type { ChatTurn, FileCounts, PackedFile } from '../engine/protocol';
+import type { FileCounts, PackedFile } from '../engine/protocol';
 import type { Snapshot, SnapshotFile } from '../workspace/snapshot';
 import { CodedError } from '../workspace/errors';
-import { assemblePrompt, type PackedTexts } from './assemble';
+import { assemblePrompt, type Conversation, type PackedTexts } from './assemble';
 import { boundaryWord, isFreeOf } from './layout';
 import { FileCounter, type CountedFile } from './fileCounter';
 import { sum, type CountTokens } from './pieces';
 import type { ChatFormat } from './template';
 
-export interface PackOptions {
+export interface PackOptions extends Conversation {
   format: ChatFormat;
   /** Tokens that prompt and answer share. */
   contextTokens: number;
@@ -26,10 +26,6 @@ export interface PackOptions {
   budgetTokens: number;
   /** Refuse instead of leaving files out for want of room, or because they are unreadable. */
   strict: boolean;
-  /** Earlier turns, oldest first. */
-  chat: readonly ChatTurn[];
-  /** '' to see what would be packed for a short question. */
-  question: string;
   signal?: AbortSignal | undefined;
   /** Called with the number of files decided so far, and of all. */
   onProgress?: ((done: number, total: number) => void) | undefined;
@@ -130,11 +126,11 @@ async function packWith(
 /** Tokens for files and paths: what rules, chat, question and answer leave. */
 async function budgetFor(
   boundary: string,
-  { format, contextTokens, answerTokens, budgetTokens, chat, question }: PackOptions,
+  { format, contextTokens, answerTokens, budgetTokens, chat, question, thinking }: PackOptions,
   countTokens: CountTokens,
 ): Promise<number> {
   const empty = { boundary, full: [], paths: [] };
-  const [rules, asked] = assemblePrompt(format, empty, { chat, question });
+  const [rules, asked] = assemblePrompt(format, empty, { chat, question, thinking });
   const rulesTokens = sum(await countTokens(rules.pieces));
   const askedTokens = sum(await countTokens(asked.pieces));
   const needed = rulesTokens + askedTokens + answerTokens;

@@ -5,6 +5,7 @@
 import { Template } from '@huggingface/jinja';
 import { CodedError } from '../workspace/errors';
 import type { Piece } from './pieces';
+import { opensThought, withThoughtEnded } from './thinking';
 
 /** As the GGUF has it; the addon's `ModelSpec` fits. */
 export interface ChatFormat {
@@ -34,11 +35,17 @@ const noClock = `{% macro strftime_now(format) %}${fixedDate}{% endmacro %}`;
  * The messages as this model expects them, up to where its answer begins. The first message is the
  * system message; a template without a system role, or one that moves it behind a later message,
  * gets its texts at the head of the first user message. Without a template: plain paragraphs.
- * Throws `badChatTemplate`.
+ * `thinking`: a reasoning model may think before it answers. Throws `badChatTemplate`.
  */
-export function renderChat(format: ChatFormat, messages: readonly Message[]): RenderedPiece[] {
+export function renderChat(
+  format: ChatFormat,
+  messages: readonly Message[],
+  thinking: boolean,
+): RenderedPiece[] {
   const pieces =
-    format.chatTemplate.trim() === '' ? renderPlain(messages) : renderJinja(format, messages);
+    format.chatTemplate.trim() === ''
+      ? renderPlain(messages)
+      : renderJinja(format, messages, thinking);
   const start = pieces[0];
   if (format.addBos && format.bosText !== '') {
     const present = start?.source === null && start.text.trimStart().startsWith(format.bosText);
@@ -47,18 +54,37 @@ export function renderChat(format: ChatFormat, messages: readonly Message[]): Re
   return pieces;
 }
 
-function renderJinja(format: ChatFormat, messages: readonly Message[]): RenderedPiece[] {
+/** Whether this model's prompts depend on `thinking`. Throws `badChatTemplate`. */
+export function canThink(format: ChatFormat): boolean {
+  const messages: Message[] = [
+    { role: 'system', texts: ['rules'] },
+    { role: 'user', texts: ['question'] },
+  ];
+  const prompt = (thinking: boolean) =>
+    renderChat(format, messages, thinking)
+      .map(({ text }) => text)
+      .join('');
+  return prompt(true) !== prompt(false);
+}
+
+function renderJinja(
+  format: ChatFormat,
+  messages: readonly Message[],
+  thinking: boolean,
+): RenderedPiece[] {
   let template: Template;
   try {
     template = new Template(noClock + format.chatTemplate);
   } catch (error) {
     throw badTemplate(`cannot be parsed: ${messageOf(error)}`);
   }
+  const render = (mergeSystem: boolean) =>
+    renderGroups(template, format, messages, grouping(messages, mergeSystem), thinking);
   try {
-    return renderGroups(template, format, messages, grouping(messages, false));
+    return render(false);
   } catch (first) {
     try {
-      return renderGroups(template, format, messages, grouping(messages, true));
+      return render(true);
     } catch {
       throw badTemplate(messageOf(first));
     }
@@ -80,6 +106,7 @@ function renderGroups(
   format: ChatFormat,
   messages: readonly Message[],
   groups: Grouping,
+  thinking: boolean,
 ): RenderedPiece[] {
   let salt = 0;
   while (format.chatTemplate.includes(`slot${salt}of`)) salt++;
@@ -94,6 +121,9 @@ function renderGroups(
     bos_token: format.bosText,
     eos_token: format.eosText,
     date_string: fixedDate,
+    // The second name is that of DeepSeek and Granite.
+    enable_thinking: thinking,
+    thinking,
   });
 
   const pieces: RenderedPiece[] = [];
@@ -108,8 +138,11 @@ function renderGroups(
     pieces.push(...contentPieces(texts, message));
     from = at + word.length;
   });
-  if (from < rendered.length) {
-    pieces.push({ text: rendered.slice(from), special: true, source: null });
+  const end = rendered.slice(from);
+  if (end !== '') {
+    // Some templates open a thought whatever they are told.
+    const text = !thinking && opensThought(end) ? withThoughtEnded(end) : end;
+    pieces.push({ text, special: true, source: null });
   }
   return pieces;
 }

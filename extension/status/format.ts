@@ -1,5 +1,5 @@
 /** Figures as people read them. Pure: status bar, statistics and chat use the same words. */
-import type { EngineErrorInfo, FileCounts, Phase, Stats } from '../engine/protocol';
+import type { EngineErrorInfo, FileCounts, Phase, Stats, ThinkingStats } from '../engine/protocol';
 
 /** `34 ms`, `0.42 s`, `3.2 s`, `12 s`, `1 min 5 s`, `14 min`, `2 h 5 min`. */
 export function formatDuration(ms: number): string {
@@ -77,6 +77,7 @@ const phaseNames: Record<Phase, string> = {
   tokenize: 'Tokenizing',
   prefill: 'Prefill',
   firstToken: 'First token',
+  thinking: 'Thinking',
   decode: 'Answering',
   done: 'Done',
 };
@@ -90,14 +91,26 @@ export function progressText(progress: Progress): string {
       : name;
   }
   // Nobody knows how long an answer will be: a share of the longest one would mislead.
-  const known = progress.share !== null && progress.phase !== 'decode';
+  const writing = progress.phase === 'thinking' || progress.phase === 'decode';
+  const known = progress.share !== null && !writing;
   const parts = [!known ? name : `${name} ${Math.floor(Math.min(1, progress.share ?? 0) * 100)}%`];
-  if (progress.phase === 'decode') {
+  if (writing) {
     if (progress.perSecond > 0) parts.push(formatSpeed(progress.perSecond));
   } else if (progress.etaMs !== null) {
     parts.push(formatWhole(Math.max(1000, Math.ceil(progress.etaMs / 1000) * 1000)));
   }
   return parts.join(' · ');
+}
+
+/** `Thinking… 3.2 s`, afterwards `Thought for 4.1 s`. */
+export function thoughtLabel(ms: number, thinking: boolean): string {
+  const time = ms < 60_000 ? `${(ms / 1000).toFixed(1)} s` : formatDuration(ms);
+  return thinking ? `Thinking… ${time}` : `Thought for ${time}`;
+}
+
+/** `312 tokens in 4.1 s, after the first token`. */
+export function thinkingText({ ms, tokens }: ThinkingStats): string {
+  return `${formatCount(tokens)} tokens in ${formatDuration(ms)}, after the first token`;
 }
 
 /** `TTFT 3.2 s · 14% attention`. */
@@ -115,6 +128,7 @@ export function statsLine(stats: Stats): string {
   }
   const reused = stats.reusedTokens > 0 ? ` (${formatCount(stats.reusedTokens)} reused)` : '';
   parts.push(`${formatCount(stats.promptTokens)} tokens${reused}`);
+  if (stats.thinking !== null) parts.push(`thought ${formatDuration(stats.thinking.ms)}`);
   if (stats.decodeTokensPerSecond > 0) parts.push(formatSpeed(stats.decodeTokensPerSecond));
   return parts.join(' · ');
 }

@@ -13,6 +13,7 @@ import {
   formatSpeed,
   progressText,
   resultText,
+  thinkingText,
 } from './format';
 
 export interface StatusText {
@@ -99,6 +100,7 @@ function statsTooltip(stats: Stats): string[] {
         : `; ${formatPercent(sparseDensity)} where it was sparse`
     }.`,
   ];
+  if (stats.thinking !== null) lines.push(`Thought: ${thinkingText(stats.thinking)}.`);
   if (coverageMean !== null) {
     const p5 = coverageP5 === null ? '' : `, 5th percentile ${formatCoverage(coverageP5)}`;
     lines.push(`Coverage: mean ${formatCoverage(coverageMean)}${p5}.`);

@@ -1,5 +1,5 @@
 /** The chat view: shows the transcript that the host sends, and says what the user wants. */
-import { isOpen, type Entry } from '../chat/conversation';
+import { isOpen, isThinking, type Entry } from '../chat/conversation';
 import type { FromChat, Surroundings, ToChat } from '../chat/messages';
 import { button, el, setText } from './dom';
 import { EntryView } from './entryView';
@@ -101,7 +101,7 @@ function draw(view: EntryView): void {
 
 function show(entry: Entry): void {
   let view = views.get(entry.id);
-  const before = view?.entry.state;
+  const before = view?.entry;
   if (view === undefined) {
     view = new EntryView(entry, send);
     views.set(entry.id, view);
@@ -109,7 +109,8 @@ function show(entry: Entry): void {
   }
   view.entry = entry;
   draw(view);
-  if (before !== entry.state) announce(entry);
+  if (before?.state !== entry.state) announce(entry);
+  else if (isThinking(entry) && !isThinking(before)) setText(announcer, 'Thinking.');
   updateControls();
 }
 
@@ -170,6 +171,14 @@ window.addEventListener('message', (event: MessageEvent<ToChat>) => {
       const view = views.get(message.id);
       if (view === undefined) break;
       view.entry.answer += message.text;
+      draw(view);
+      break;
+    }
+    case 'thought': {
+      const view = views.get(message.id);
+      if (view === undefined) break;
+      view.entry.thinking += message.text;
+      view.entry.thinkingMs = message.elapsedMs;
       draw(view);
       break;
     }

@@ -1,7 +1,7 @@
 /** One question and its answer. */
-import { isOpen, type Entry } from '../chat/conversation';
+import { isOpen, isThinking, type Entry } from '../chat/conversation';
 import { remediesOf, remedyTitles, type FromChat } from '../chat/messages';
-import { confirmText, filesLine, progressText, statsLine } from '../status/format';
+import { confirmText, filesLine, progressText, statsLine, thoughtLabel } from '../status/format';
 import { placeCitations, uncheckedSpans } from '../chat/placeCitations';
 import { citationElement, clickedCitation, fillMarks, sourceList } from './citations';
 import { button, el, setText, updateChildren } from './dom';
@@ -16,10 +16,15 @@ export class EntryView {
   private readonly cancel: HTMLButtonElement;
   private readonly bar = el('div', { class: 'bar', role: 'progressbar', 'aria-label': 'Progress' });
   private readonly fill = el('div', { class: 'bar-fill' });
-  private readonly answer = el('div', { class: 'answer', 'aria-live': 'polite' });
+  /** Folded, so that it is not read out; opened by pointer or keyboard as any disclosure. */
+  private readonly thought = el('details', { class: 'thought' });
+  private readonly thoughtLabel = el('summary', {});
+  private readonly thoughtText = el('div', { class: 'thought-text markdown' });
+  private readonly answer = el('div', { class: 'answer markdown', 'aria-live': 'polite' });
   private readonly end = el('div', { class: 'end' });
   /** What the last drawing showed: parts that did not change are not touched. */
   private drawnAnswer: string | null = null;
+  private drawnThought = '';
   private drawnEnd = '';
 
   constructor(
@@ -34,11 +39,14 @@ export class EntryView {
       el('div', { class: 'progress-row' }, this.progressLabel, this.cancel),
       this.bar,
     );
+    this.thought.append(this.thoughtLabel, this.thoughtText);
+    this.thought.addEventListener('toggle', () => this.drawThought());
     this.element = el(
       'article',
       { class: 'entry', 'data-id': String(entry.id) },
       this.question,
       this.files,
+      this.thought,
       this.answer,
       this.progress,
       this.end,
@@ -61,6 +69,7 @@ export class EntryView {
     );
     this.files.hidden = entry.files === null || (entry.state === 'failed' && entry.answer === '');
     this.drawProgress();
+    this.drawThought();
     this.drawAnswer();
     this.drawEnd();
   }
@@ -72,13 +81,25 @@ export class EntryView {
     setText(this.progressLabel, progressText(progress));
     // One that runs is stopped below; one that waits, only here.
     this.cancel.hidden = progress.phase !== 'queue';
-    const known = progress.share !== null && progress.phase !== 'decode';
+    const writing = progress.phase === 'thinking' || progress.phase === 'decode';
+    const known = progress.share !== null && !writing;
     this.bar.classList.toggle('unknown', !known);
     const percent = Math.round(Math.min(1, progress.share ?? 0) * 100);
     this.fill.style.width = known ? `${percent}%` : '';
     if (known) this.bar.setAttribute('aria-valuenow', String(percent));
     else this.bar.removeAttribute('aria-valuenow');
     this.bar.setAttribute('aria-valuetext', progressText(progress));
+  }
+
+  private drawThought(): void {
+    const { entry } = this;
+    const { thinking, thinkingMs } = entry;
+    this.thought.hidden = thinking === '';
+    if (thinking === '') return;
+    setText(this.thoughtLabel, thoughtLabel(thinkingMs, isThinking(entry)));
+    if (!this.thought.open || this.drawnThought === thinking) return;
+    this.drawnThought = thinking;
+    updateChildren(this.thoughtText, renderMarkdown(thinking));
   }
 
   private drawAnswer(): void {
@@ -113,13 +134,11 @@ export class EntryView {
     if (state === 'failed') this.end.append(this.errorCard());
     if (state === 'stopped') this.end.append(el('p', { class: 'note' }, 'Stopped.'));
     if (stopReason === 'length') {
-      this.end.append(
-        el(
-          'p',
-          { class: 'note' },
-          'The answer reached its longest length (setting Answer Tokens).',
-        ),
-      );
+      const note =
+        entry.thinking !== '' && withoutFilesLine(entry.answer) === ''
+          ? 'The model was still thinking when the longest length was reached. Raise the setting Answer Tokens, or turn Thinking off.'
+          : 'The answer reached its longest length (setting Answer Tokens).';
+      this.end.append(el('p', { class: 'note' }, note));
     }
     if (citations.length > 0) {
       this.end.append(sourceList(citations));

@@ -8,6 +8,7 @@ import {
   formatDuration,
   formatPercent,
   formatSpeed,
+  thinkingText,
 } from '../status/format';
 import { button, el } from './dom';
 import { heatMap } from './heatMap';
@@ -53,6 +54,9 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
           ['Computed', `${formatCount(stats.computedTokens)} tokens`],
           ['Prefill', formatSpeed(stats.prefillTokensPerSecond)],
           ['Decode', formatSpeed(stats.decodeTokensPerSecond)],
+          ...(stats.thinking === null
+            ? []
+            : [['Thought', thinkingText(stats.thinking)] satisfies Fact]),
         ]),
       ),
       section(

@@ -3,6 +3,7 @@
 //   "... slowly ..."   a prefill that does not end
 //   "... long ..."     a prefill that must be confirmed, unless files were left out
 //   "... error ..."    an error
+//   "... think ..."    an answer after a thought; with "slowly", a thought that does not end
 //   anything else      an answer with citations of every status
 const fs = require('node:fs');
 const path = require('node:path');
@@ -65,12 +66,29 @@ async function answer(request) {
     await new Promise((resolve) => (proceed = resolve));
     if (stopped()) return end('cancelled', '', '');
   }
-  const steps = /slowly/.test(question) ? 1500 : 12;
+  const thinks = /think/.test(question);
+  const steps = /slowly/.test(question) && !thinks ? 1500 : 12;
   if (await phase('prefill', tokens.computedTokens, 'tokens', steps))
     return end('cancelled', '', '');
   send({ type: 'phase', phase: 'firstToken' });
   const folder = workspace.folders[0].path;
   const text = answerText(folder);
+  const begun = performance.now();
+  if (thinks) {
+    send({ type: 'phase', phase: 'thinking' });
+    const pieces = thoughtText.match(/\s*\S+/g);
+    for (let index = 0; index < pieces.length || /slowly/.test(question); index++) {
+      await wait(stepMs);
+      if (stopped()) return end('cancelled', '', '');
+      const elapsedMs = performance.now() - begun;
+      send({ type: 'thinking', text: pieces[index] ?? ' …', elapsedMs });
+      if (index % 5 === 0) {
+        const progress = { phase: 'thinking', done: index, total: 2560, unit: 'tokens' };
+        send({ type: 'progress', ...progress, perSecond: 24.6, etaMs: null });
+      }
+    }
+  }
+  const thinking = thinks ? { ms: performance.now() - begun, tokens: 61 } : null;
   for (const [index, piece] of text.match(/\s*\S+/g).entries()) {
     await wait(stepMs / 2);
     if (stopped()) return end('cancelled', '', '');
@@ -82,15 +100,23 @@ async function answer(request) {
     type: 'result',
     result: {
       answer: text,
+      thinking: thinks ? thoughtText : '',
       ...citationsOf(text, folder),
       files,
       stopReason: 'end',
-      stats: stats(request),
+      stats: { ...stats(request), thinking },
     },
   });
 }
 
 const tokens = { promptTokens: 6312, reusedTokens: 4096, computedTokens: 2216 };
+
+const thoughtText = [
+  'The question is about **failed** jobs, so `fail` in src/queue.js [src/queue.js "fail"] decides.\n',
+  '1. It counts the attempt.',
+  '2. It asks the backoff for a delay.\n',
+  'The delay doubles, but I should check where the upper bound stands before I say five minutes.',
+].join('\n');
 
 function lineOf(folder, file, number) {
   return fs.readFileSync(path.join(folder, file), 'utf8').split('\n')[number - 1].trim();

@@ -154,6 +154,51 @@ describe('the views in a workbench', function () {
     assert.equal(await chat.locator('.entry').count(), 1);
   });
 
+  it('folds a thought above the answer, opened by keyboard, without citations', async () => {
+    const chat = await newChat();
+    await page.keyboard.type('What do you think of it, slowly?');
+    await page.keyboard.press('Enter');
+    const thought = chat.locator('.thought');
+    await thought.locator('summary', { hasText: /^Thinking… \d+\.\d s$/ }).waitFor();
+    await chat.locator('.progress-label', { hasText: /^Thinking( · [\d.]+ tok\/s)?$/ }).waitFor();
+    await workbench.status.filter({ hasText: 'Thinking' }).waitFor();
+    assert.equal(await thought.locator('.thought-text').isVisible(), false);
+    await thought.locator('summary').focus();
+    await page.keyboard.press('Enter');
+    await thought.locator('strong', { hasText: 'failed' }).waitFor();
+    await workbench.screenshot('views-thinking-dark');
+    await page.keyboard.press('Space');
+    await thought.locator('.thought-text').waitFor({ state: 'hidden' });
+    await page.keyboard.press('Escape');
+    await chat.locator('.entry[data-state="stopped"]').waitFor();
+    await thought.locator('summary', { hasText: /^Thought for \d+\.\d s$/ }).waitFor();
+
+    await chat.locator('.question-input').fill('And what do you think now?');
+    await page.keyboard.press('Enter');
+    const entry = chat.locator('.entry').nth(1);
+    await chat.locator('.entry[data-state="done"]').waitFor();
+    await entry.locator('summary', { hasText: /^Thought for \d+\.\d s$/ }).click();
+    assert.match(await entry.locator('.thought-text').innerText(), /\[src\/queue\.js "fail"\]/);
+    assert.equal(await entry.locator('.thought-text .citation').count(), 0);
+    assert.doesNotMatch(await entry.locator('> .answer').innerText(), /upper bound/);
+    await entry.locator('.stats-line', { hasText: /thought \d/ }).waitFor();
+    for (const [shown, { name, body }] of Object.entries(themes)) {
+      await workbench.chooseTheme(name);
+      await chat.locator(`body.${body}`).waitFor();
+      await entry.locator('.thought').scrollIntoViewIfNeeded();
+      const { ratio, text } = await lowestContrast(chat);
+      assert.ok(ratio >= 4.5, `${shown}: ${ratio.toFixed(2)} for "${text}"`);
+      await workbench.screenshot(`views-thought-${shown}`);
+    }
+    await workbench.chooseTheme(themes.dark.name);
+    await workbench.status.locator('a').click();
+    const stats = await workbench.stats();
+    await stats
+      .locator('tr', { hasText: 'Thought' })
+      .getByText(/61 tokens in .* after/)
+      .waitFor();
+  });
+
   it('shows an error with its ways out', async () => {
     const chat = await newChat();
     await page.keyboard.type('An error, please');

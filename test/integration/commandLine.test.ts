@@ -30,6 +30,7 @@ const statsShape = [
   'prefillTokensPerSecond',
   'promptTokens',
   'reusedTokens',
+  'thinking',
   'ttftMs',
 ];
 const keys = (value: object) => Object.keys(value).sort();

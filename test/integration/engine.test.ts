@@ -38,6 +38,7 @@ function question(over: Partial<AskBody> = {}): AskBody {
     question: 'How is the delay before a retry computed?',
     answerTokens: 12,
     sampling: { ...defaultSampling },
+    thinking: false,
     confirmAbovePrefillMs: 0,
     ...over,
   };

@@ -21,6 +21,7 @@ describe('commands and views', () => {
       type: 'result',
       result: {
         answer: 'There.',
+        thinking: '',
         citations,
         citationSpans: citations.map(() => ({ start: 0, end: 0 })),
         files: { full: 1, path: 0, out: 0 },

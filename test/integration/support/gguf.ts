@@ -1,4 +1,4 @@
-/** Takes a GGUF header apart and writes it again, to make files that are wrong on purpose. */
+/** Reads, changes and writes GGUF headers: files that are wrong on purpose, and tiny models. */
 import { closeSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 
 interface Tensor {
@@ -6,6 +6,9 @@ interface Tensor {
   dims: bigint[];
   type: number;
 }
+
+/** A text, a list of texts, an unsigned number, a fraction, or a list of integers. */
+export type MetadataValue = string | string[] | number | { float: number } | Int32Array;
 
 export class GgufHeader {
   private constructor(
@@ -42,25 +45,47 @@ export class GgufHeader {
     return new GgufHeader(version, metadata, tensors);
   }
 
+  /** A header for f32 tensors, by name and dimensions (innermost first). */
+  static of(
+    metadata: Record<string, MetadataValue>,
+    tensors: Record<string, number[]>,
+  ): GgufHeader {
+    return new GgufHeader(
+      3,
+      Object.entries(metadata).map(([key, value]) => ({ key, ...encoded(value) })),
+      Object.entries(tensors).map(([name, dims]) => ({ name, dims: dims.map(BigInt), type: 0 })),
+    );
+  }
+
   set(key: string, value: string | number): void {
     const entry = this.metadata.find((candidate) => candidate.key === key)!;
     entry.value = typeof value === 'string' ? text(value) : u32(value);
   }
 
-  /** Header with fresh offsets, then zeros: a sparse file of the size that the header declares. */
-  write(file: string): number {
+  /**
+   * Header with fresh offsets, then the tensors' values, zeros where there are none: a sparse file
+   * of the size that the header declares, which is returned.
+   */
+  write(file: string, values: Record<string, Float32Array> = {}): number {
     const parts = [u32(magic), u32(this.version), u64(BigInt(this.tensors.length))];
     parts.push(u64(BigInt(this.metadata.length)));
     for (const { key, type, value } of this.metadata) parts.push(text(key), u32(type), value);
     let offset = 0n;
+    const places: [string, bigint][] = [];
     for (const { name, dims, type } of this.tensors) {
       parts.push(text(name), u32(dims.length), ...dims.map(u64), u32(type), u64(offset));
+      places.push([name, offset]);
       offset = aligned(offset + sizeOf(dims, type));
     }
     const header = Buffer.concat(parts);
     const handle = openSync(file, 'w');
     writeSync(handle, header);
-    const size = Number(aligned(BigInt(header.length)) + offset);
+    const begin = aligned(BigInt(header.length));
+    for (const [name, place] of places) {
+      const data = values[name];
+      if (data) writeSync(handle, data, 0, data.byteLength, Number(begin + place));
+    }
+    const size = Number(begin + offset);
     ftruncateSync(handle, size);
     closeSync(handle);
     return size;
@@ -86,6 +111,25 @@ function sizeOf(dims: bigint[], type: number): bigint {
   const block = blocks[type];
   if (!block) throw new Error(`ggml type ${type} is not in the table`);
   return (dims.reduce((product, dim) => product * dim, 1n) / block[1]) * block[0];
+}
+
+function encoded(value: MetadataValue): { type: number; value: Buffer } {
+  if (typeof value === 'string') return { type: textType, value: text(value) };
+  if (typeof value === 'number') return { type: 4, value: u32(value) };
+  if (Array.isArray(value)) {
+    const parts = [u32(textType), u64(BigInt(value.length)), ...value.map(text)];
+    return { type: listType, value: Buffer.concat(parts) };
+  }
+  if (value instanceof Int32Array) {
+    const numbers = Buffer.from(value.buffer, value.byteOffset, value.byteLength);
+    return {
+      type: listType,
+      value: Buffer.concat([u32(5), u64(BigInt(value.length)), numbers]),
+    };
+  }
+  const bytes = Buffer.alloc(4);
+  bytes.writeFloatLE(value.float);
+  return { type: 6, value: bytes };
 }
 
 const aligned = (offset: bigint) => ((offset + 31n) / 32n) * 32n;

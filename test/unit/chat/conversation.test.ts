@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { Conversation } from '../../../extension/chat/conversation';
+import { Conversation, isThinking } from '../../../extension/chat/conversation';
 import { event, exampleCitation, resultEvent } from './examples';
 
 describe('chat/conversation', () => {
@@ -46,6 +46,30 @@ describe('chat/conversation', () => {
     assert.equal(entry().citations.length, 1);
     assert.equal(entry().stats?.ttftMs, 3234);
     assert.deepEqual(conversation.open, []);
+  });
+
+  it('keeps a thought apart from the answer, and out of later prompts', () => {
+    const { id } = conversation.begin('Why?');
+    conversation.apply(id, event({ type: 'phase', phase: 'thinking' }));
+    const thought = event({ type: 'thinking', text: 'Hm', elapsedMs: 800 });
+    assert.deepEqual(conversation.apply(id, thought), {
+      kind: 'thought',
+      text: 'Hm',
+      elapsedMs: 800,
+    });
+    conversation.apply(id, event({ type: 'thinking', text: ', so.', elapsedMs: 1900 }));
+    const entry = conversation.get(id)!;
+    assert.equal(isThinking(entry), true);
+    assert.deepEqual([entry.thinking, entry.thinkingMs, entry.answer], ['Hm, so.', 1900, '']);
+    conversation.apply(id, event({ type: 'token', text: 'Because' }));
+    conversation.apply(id, event({ type: 'phase', phase: 'decode' }));
+    assert.equal(isThinking(entry), false);
+    const stopped = event({ type: 'error', error: { code: 'cancelled', message: '', action: '' } });
+    conversation.apply(id, stopped);
+    assert.deepEqual([entry.thinking, entry.thinkingMs], ['Hm, so.', 1900]);
+    assert.deepEqual(conversation.turnsBefore(id + 1), [{ question: 'Why?', answer: 'Because' }]);
+    conversation.restart(id);
+    assert.deepEqual([entry.thinking, entry.thinkingMs], ['', 0]);
   });
 
   it('asks before a long prefill and goes on when told so', () => {

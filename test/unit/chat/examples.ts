@@ -12,6 +12,7 @@ export function exampleStats(): Stats {
     computedTokens: 2216,
     prefillTokensPerSecond: 772,
     decodeTokensPerSecond: 38.2,
+    thinking: null,
     ttftMs: 3234,
     phases: {
       queueMs: 2,
@@ -55,6 +56,7 @@ export function resultEvent(answer: string, citations: Citation[] = []): Event {
     type: 'result',
     result: {
       answer,
+      thinking: '',
       citations,
       citationSpans: citations.map(() => ({ start: 0, end: 0 })),
       files: { full: 3, path: 1, out: 0 },

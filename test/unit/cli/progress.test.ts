@@ -18,10 +18,11 @@ const prefill = (done: number): Event => ({
 describe('cli/progress', () => {
   let written: string;
   let now: number;
-  const line = (terminal: boolean) =>
+  const line = (terminal: boolean, thoughtsShown = false) =>
     new ProgressLine(
       (text) => (written += text),
       terminal,
+      thoughtsShown,
       () => now,
     );
   beforeEach(() => {

@@ -43,6 +43,7 @@ const stats = {
   phases: { queueMs: 1, loadMs: 2, scanMs: 3, tokenizeMs: 4, prefillMs: 90, firstTokenMs: 10 },
   prefillTokensPerSecond: 600,
   decodeTokensPerSecond: 20,
+  thinking: null as { ms: number; tokens: number } | null,
   attention: {
     density: 0.6,
     sparseDensity: 0.2,
@@ -54,6 +55,7 @@ const stats = {
 };
 const answer = {
   answer: 'It retries twice.',
+  thinking: '',
   citations: [
     {
       path: 'src/retry.ts',
@@ -142,6 +144,7 @@ describe('cli/run', () => {
       chat: [],
       answerTokens: 512,
       sampling: { ...defaultSampling },
+      thinking: false,
       params: { ...defaultParams },
       confirmAbovePrefillMs: 0,
       model: { path: '/models/found.gguf', device: 'auto', threads: 0, contextTokens: 0 },
@@ -247,7 +250,7 @@ describe('cli/run', () => {
       { path: 'src/retry.ts', startLine: 3, endLine: 3, status: 'verified' },
       { path: 'no.ts', startLine: 0, endLine: 0, status: 'invented' },
     ]);
-    assert.deepEqual(rest, { answer: answer.answer, files: answer.files, stats });
+    assert.deepEqual(rest, { answer: answer.answer, thinking: '', files: answer.files, stats });
     out = '';
     assert.equal(await cli('pack', '--workspace', '.', '--json'), 0);
     assert.deepEqual(JSON.parse(out), {
@@ -269,6 +272,50 @@ describe('cli/run', () => {
     assert.match(err, /Prefill/);
     assert.match(err, /TTFT .* = queue .* first token/);
     assert.match(err, /density 60%, sparse rows 20%, coverage 97\.0%/);
+  });
+
+  describe('with a model that thinks', () => {
+    beforeEach(() => {
+      engine = new FakeEngine({
+        ask: {
+          ...answer,
+          thinking: 'Let me see.',
+          stats: { ...stats, thinking: { ms: 4100, tokens: 31 } },
+        },
+      });
+      engine.events = [
+        { type: 'phase', phase: 'thinking' },
+        { type: 'thinking', text: 'Let me', elapsedMs: 1 },
+        { type: 'thinking', text: ' see.', elapsedMs: 2 },
+        { type: 'token', text: 'It ' },
+        { type: 'phase', phase: 'decode' },
+      ] as Partial<Event>[];
+    });
+
+    it('writes the thought dim on a terminal, never among the answer', async () => {
+      parts.terminal.rewritable = true;
+      assert.equal(await ask('--thinking'), 0);
+      assert.equal(body().thinking, true);
+      assert.ok(out.startsWith('It retries twice.\n'), out);
+      assert.ok(err.includes('\x1b[2mLet me\x1b[22m\x1b[2m see.\x1b[22m\n\n'), err);
+      assert.match(err, /Thought +31 tokens in 4\.1 s, after the first token/);
+    });
+
+    it('writes it elsewhere only when told to, without control characters', async () => {
+      assert.equal(await ask('--thinking'), 0);
+      assert.ok(!err.includes('Let me'), err);
+      err = '';
+      assert.equal(await ask('--thinking', '--show-thinking'), 0);
+      assert.ok(err.includes('Let me see.\n\n') && !err.includes('\x1b'), err);
+    });
+
+    it('gives it a field of its own in JSON', async () => {
+      assert.equal(await ask('--thinking', '--json'), 0);
+      const { thinking, answer: text, stats: counted } = JSON.parse(out);
+      assert.deepEqual([thinking, text], ['Let me see.', 'It retries twice.']);
+      assert.deepEqual(counted.thinking, { ms: 4100, tokens: 31 });
+      assert.ok(!err.includes('Let me'), err);
+    });
   });
 
   it('calls wrong usage wrong, names value and range, and starts nothing', async () => {

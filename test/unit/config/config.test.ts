@@ -28,6 +28,7 @@ describe('config', () => {
       threads: 0,
       contextTokens: 0,
       answerTokens: 512,
+      thinking: false,
       confirmAboveSeconds: 30,
       params: defaultParams,
       sampling: defaultSampling,
@@ -42,6 +43,7 @@ describe('config', () => {
         threads: 8,
         contextTokens: 32768,
         answerTokens: 1,
+        thinking: true,
         'sparsity.policy': 'dense',
         'sparsity.epsilon': 0.3,
         'sparsity.segmentRows': 0,
@@ -52,6 +54,7 @@ describe('config', () => {
     assert.equal(settings.modelPath, '/models/a.gguf');
     assert.equal(settings.modelsFolder, path.join(os.homedir(), 'models'));
     assert.equal(settings.threads, 8);
+    assert.equal(settings.thinking, true);
     assert.equal(settings.params.policy, 'dense');
     assert.equal(settings.params.epsilon, 0.3);
     assert.equal(settings.params.segmentRows, 0);
@@ -61,6 +64,7 @@ describe('config', () => {
   it('names a wrong setting, its value and the range', () => {
     assert.match(refusal({ threads: -1 }).message, /longsight\.threads = -1 .* 0 to 1024/);
     assert.match(refusal({ answerTokens: 0 }).message, /longsight\.answerTokens = 0/);
+    assert.match(refusal({ thinking: 'on' }).message, /longsight\.thinking = "on"/);
     assert.match(refusal({ contextTokens: '8k' }).message, /longsight\.contextTokens = "8k"/);
     assert.match(
       refusal({ 'sampling.topP': 0 }).message,

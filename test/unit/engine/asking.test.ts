@@ -62,6 +62,7 @@ describe('engine/asking', () => {
     question: 'How often?',
     answerTokens: 100,
     sampling: { ...defaultSampling, stop: ['STOP'] },
+    thinking: false,
     confirmAbovePrefillMs: 0,
     ...over,
   });
@@ -156,6 +157,105 @@ describe('engine/asking', () => {
     assert.ok(!promptText().includes('KEY=1'));
     fake.settings.texts = [];
     assert.equal((await run(request())).answer, 'read 2 of 3 files\n\n');
+  });
+
+  describe('with a model that thinks', () => {
+    /** Writes like Qwen 3: thinks unless the prompt holds an empty thought. */
+    const thinkingTemplate =
+      '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}' +
+      '<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}';
+    const alwaysOpen =
+      '{% for m in messages %}{{ m.content }}\n{% endfor %}<|Assistant|>{{ "<think>\n" }}';
+    const told = () =>
+      events.flatMap((event): string[] => {
+        if (event.type === 'phase') return [`(${event.phase})`];
+        if (event.type === 'token') return [`answer ${event.text}`];
+        return event.type === 'thinking' ? [`thought ${event.text}`] : [];
+      });
+
+    it('tells thought from answer, and counts it after the first token', async () => {
+      file('.env', 'KEY=1\n');
+      fake.settings.spec = { chatTemplate: thinkingTemplate };
+      fake.settings.texts = ['<think>', '\nFirst', ' [retry.ts "retries = 2"]', '</think>', '\n\n'];
+      fake.settings.texts.push('Twice', '.');
+      const result = await run(request({ thinking: true }));
+      assert.deepEqual(told().slice(-8), [
+        '(firstToken)',
+        '(thinking)',
+        'thought First',
+        'thought  [retry.ts "retries = 2"]',
+        'answer read 2 of 3 files\n\nTwice',
+        '(decode)',
+        'answer .',
+        '(done)',
+      ]);
+      assert.equal(result.thinking, 'First [retry.ts "retries = 2"]');
+      assert.equal(result.answer, 'read 2 of 3 files\n\nTwice.');
+      assert.deepEqual(result.citations, []);
+      assert.equal(result.stats.thinking?.tokens, 4);
+      assert.ok(result.stats.thinking.ms >= 0);
+      assert.ok(promptText().endsWith('<|im_start|>assistant\n'));
+    });
+
+    it('gives a thought room beside the answer, but no more than a quarter of the context', async () => {
+      fake.settings.spec = { chatTemplate: thinkingTemplate };
+      const maxTokens = async (over: Partial<AskRequest>) => {
+        await run(request(over));
+        return fake.options.at(-1)!.maxTokens;
+      };
+      assert.equal(await maxTokens({ thinking: true }), 500);
+      assert.equal(await maxTokens({ thinking: true, answerTokens: 1000 }), 1000 + 2048);
+      assert.equal(await maxTokens({ thinking: false }), 100);
+      fake.settings.spec = {};
+      jobs = new Jobs({
+        addon: () => fake.addon,
+        send: (e) => events.push(e),
+        now: () => 0,
+        version: '1',
+      });
+      assert.equal(await maxTokens({ thinking: true }), 100);
+    });
+
+    it('does not let it think by default', async () => {
+      fake.settings.spec = { chatTemplate: thinkingTemplate };
+      const result = await run(request());
+      assert.ok(promptText().endsWith('assistant\n<think>\n\n</think>\n\n'));
+      assert.equal(result.answer, 'Hello');
+      assert.equal(result.thinking, '');
+      assert.equal(result.stats.thinking, null);
+    });
+
+    it('goes on with a thought that the prompt opened, also when it does not end', async () => {
+      fake.settings.spec = { chatTemplate: alwaysOpen };
+      fake.settings.texts = ['Well', ', hm'];
+      const result = await run(request({ thinking: true }));
+      assert.deepEqual(told().slice(-4), ['(thinking)', 'thought Well', 'thought , hm', '(done)']);
+      assert.equal(result.thinking, 'Well, hm');
+      assert.equal(result.answer, '');
+      assert.equal(result.stats.thinking?.tokens, 2);
+      assert.ok(promptText().endsWith('<think>\n'));
+    });
+
+    it('ends the time to the first token while a beginning of a tag is held back', async () => {
+      fake.settings.texts = ['<', 'b> is bold'];
+      const result = await run(request({ thinking: true }));
+      assert.deepEqual(told().slice(-5), [
+        '(firstToken)',
+        'answer ',
+        'answer <b> is bold',
+        '(decode)',
+        '(done)',
+      ]);
+      assert.equal(result.answer, '<b> is bold');
+      assert.equal(result.stats.thinking, null);
+    });
+
+    it('sends no thought of earlier turns', async () => {
+      fake.settings.spec = { chatTemplate: thinkingTemplate };
+      const chat = [{ question: 'How often?', answer: 'Twice.' }];
+      await run(request({ thinking: true, chat }));
+      assert.ok(promptText().includes('assistant\nTwice.<|im_end|>'));
+    });
   });
 
   it('checks citations against what was packed', async () => {

@@ -38,6 +38,21 @@ describe('engine/clock', () => {
     });
   });
 
+  it('ends before a thought', () => {
+    at = 0;
+    const clock = new FirstTokenClock(now);
+    clock.phase('prefill');
+    at = 10;
+    clock.phase('firstToken');
+    at = 12;
+    clock.phase('thinking');
+    at = 5000;
+    clock.phase('decode');
+    clock.firstToken();
+    assert.equal(clock.times().ttftMs, 12);
+    assert.equal(sum(clock), 12);
+  });
+
   it('does not count the time in which a person is asked', () => {
     at = 0;
     const clock = new FirstTokenClock(now);

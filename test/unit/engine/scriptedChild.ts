@@ -76,6 +76,7 @@ export function script(question: string): Omit<AskRequest, 'type' | 'sessionId' 
     question,
     answerTokens: 1,
     sampling: { ...defaultSampling },
+    thinking: false,
     confirmAbovePrefillMs: 0,
   };
 }

@@ -16,7 +16,7 @@ const packed = {
 const assemble = (conversation: Conversation, chatTemplate = templates.smolLM2) =>
   assemblePrompt({ ...packOptions().format, chatTemplate }, packed, conversation);
 
-const once: Conversation = { chat: [], question: 'Why?' };
+const once: Conversation = { chat: [], question: 'Why?', thinking: false };
 
 describe('assemble', () => {
   it('ends the files part before the first question', () => {
@@ -46,6 +46,7 @@ describe('assemble', () => {
         { question: 'So?', answer: 'Yes.' },
       ],
       question: 'How?',
+      thinking: true,
     };
     for (const [name, chatTemplate] of Object.entries({ ...templates, none: '' })) {
       const [files, question] = assemble(once, chatTemplate);

@@ -223,6 +223,6 @@ describe('pack', () => {
 async function overheadTokens(): Promise<number> {
   const { format } = packOptions();
   const empty = { boundary: boundaryWord(['work'], 0), full: [], paths: [] };
-  const parts = assemblePrompt(format, empty, { chat: [], question: '' });
+  const parts = assemblePrompt(format, empty, { chat: [], question: '', thinking: false });
   return sum(await countWords(parts.flatMap(({ pieces }) => pieces)));
 }

@@ -46,5 +46,6 @@ export const packOptions = (rest: Partial<PackOptions> = {}): PackOptions => ({
   strict: false,
   chat: [],
   question: 'Why?',
+  thinking: false,
   ...rest,
 });

@@ -1,5 +1,10 @@
 import assert from 'node:assert/strict';
-import { renderChat, type ChatFormat, type Message } from '../../../extension/prompt/template';
+import {
+  canThink,
+  renderChat,
+  type ChatFormat,
+  type Message,
+} from '../../../extension/prompt/template';
 import * as templates from './templates';
 
 const format = (chatTemplate: string, rest: Partial<ChatFormat> = {}): ChatFormat => ({
@@ -17,8 +22,8 @@ const chat: Message[] = [
   { role: 'user', texts: ['Q2'] },
 ];
 
-const render = (chatFormat: ChatFormat, messages = chat) =>
-  renderChat(chatFormat, messages)
+const render = (chatFormat: ChatFormat, messages = chat, thinking = false) =>
+  renderChat(chatFormat, messages, thinking)
     .map(({ text }) => text)
     .join('');
 
@@ -54,6 +59,16 @@ describe('template', () => {
         '<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n',
     ],
     [
+      'qwen3',
+      '<s><|im_start|>system\nRULES<|im_end|>\n<|im_start|>user\nFILE 1FILE 2Q1<|im_end|>\n' +
+        '<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n' +
+        '<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    ],
+    [
+      'deepseekR1',
+      '<s>RULES<|User|>FILE 1FILE 2Q1<|Assistant|>A1</s><|User|>Q2<|Assistant|><think>\n\n</think>\n\n',
+    ],
+    [
       'gemma',
       '<s><start_of_turn>user\nRULES\n\nFILE 1FILE 2Q1<end_of_turn>\n<start_of_turn>model\nA1' +
         '<end_of_turn>\n<start_of_turn>user\nQ2<end_of_turn>\n<start_of_turn>model\n',
@@ -69,7 +84,7 @@ describe('template', () => {
 
   it('marks as special what the template wrote, and nothing else', () => {
     for (const [name] of expected) {
-      for (const piece of renderChat(format(templates[name]), chat)) {
+      for (const piece of renderChat(format(templates[name]), chat, false)) {
         const ours = /^(RULES|FILE \d|[QA]\d)$/.test(piece.text);
         assert.equal(piece.special, !ours, `${name}: ${piece.text}`);
         assert.equal(piece.source !== null, ours, `${name}: ${piece.text}`);
@@ -80,10 +95,11 @@ describe('template', () => {
   it('keeps texts as they are, whatever they look like', () => {
     const odd = ['  <|im_end|>\n', '{{ bos_token }}{% endfor %}', ' slot0of1x slot0of2x ', ''];
     for (const [name] of expected) {
-      const pieces = renderChat(format(templates[name]), [
+      const messages: Message[] = [
         { role: 'system', texts: ['RULES'] },
         { role: 'user', texts: odd },
-      ]);
+      ];
+      const pieces = renderChat(format(templates[name]), messages, false);
       const texts = pieces.filter(({ source }) => source?.message === 1);
       assert.deepEqual(
         texts.map(({ text }) => text),
@@ -91,6 +107,26 @@ describe('template', () => {
         name,
       );
     }
+  });
+
+  it('lets a model think when told to, and only one that can', () => {
+    const ends: [keyof typeof templates, string][] = [
+      ['qwen3', 'Q2<|im_end|>\n<|im_start|>assistant\n'],
+      ['deepseekR1', 'Q2<|Assistant|><think>\n'],
+    ];
+    for (const [name, end] of ends) {
+      assert.ok(render(format(templates[name]), chat, true).endsWith(end), name);
+      assert.equal(canThink(format(templates[name])), true, name);
+    }
+    for (const name of ['smolLM2', 'llama32', 'mistral3', 'qwen25', 'gemma'] as const) {
+      assert.equal(
+        render(format(templates[name]), chat, true),
+        render(format(templates[name])),
+        name,
+      );
+      assert.equal(canThink(format(templates[name])), false, name);
+    }
+    assert.equal(canThink(format('')), false);
   });
 
   it('is not confused by a template that contains its placeholder', () => {
@@ -104,7 +140,7 @@ describe('template', () => {
     assert.equal(count(render(format(templates.smolLM2, { addBos: false }))), 0);
     assert.equal(count(render(format(templates.llama3, { addBos: false }))), 1);
     assert.equal(render(format('', { bosText: '' })).slice(0, 5), 'RULES');
-    const [bos] = renderChat(format(''), chat);
+    const [bos] = renderChat(format(''), chat, false);
     assert.deepEqual(bos, { text: '<s>', special: true, source: null });
   });
 
@@ -113,7 +149,7 @@ describe('template', () => {
       render(format('  \n')),
       '<s>RULES\n\nFILE 1FILE 2Q1\n\nAnswer: A1\n\nQ2\n\nAnswer:',
     );
-    const special = renderChat(format(''), chat).filter((piece) => piece.special);
+    const special = renderChat(format(''), chat, false).filter((piece) => piece.special);
     assert.deepEqual(
       special.map(({ text }) => text),
       ['<s>'],

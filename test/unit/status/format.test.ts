@@ -10,6 +10,8 @@ import {
   progressText,
   resultText,
   statsLine,
+  thinkingText,
+  thoughtLabel,
   type Progress,
 } from '../../../extension/status/format';
 import { exampleStats } from '../chat/examples';
@@ -54,6 +56,16 @@ describe('status/format', () => {
     assert.equal(formatCoverage(0.99996), '99.99%');
     assert.equal(formatCoverage(0.9993), '99.93%');
     assert.equal(formatCoverage(1), '100%');
+  });
+
+  it('keeps a thought apart from the time to the first token', () => {
+    assert.equal(thoughtLabel(340, true), 'Thinking… 0.3 s');
+    assert.equal(thoughtLabel(4100, false), 'Thought for 4.1 s');
+    assert.equal(thoughtLabel(65_000, false), 'Thought for 1 min 5 s');
+    const stats = { ...exampleStats(), thinking: { ms: 4100, tokens: 1312 } };
+    assert.match(statsLine(stats), /^TTFT 3\.2 s · .* · thought 4\.1 s · /);
+    assert.doesNotMatch(statsLine(exampleStats()), /thought/);
+    assert.equal(thinkingText(stats.thinking), '1,312 tokens in 4.1 s, after the first token');
   });
 
   it('writes sizes in binary units', () => {
