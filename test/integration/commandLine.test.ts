@@ -64,7 +64,7 @@ describe('integration: command line with a real model', function () {
     const { status, stdout, stderr } = await cli(ask('--json', '--max-tokens', '8'));
     assert.equal(status, 0, stderr);
     const result = json(stdout);
-    assert.deepEqual(keys(result), ['answer', 'citations', 'files', 'stats']);
+    assert.deepEqual(keys(result), ['answer', 'citations', 'files', 'stats', 'thinking']);
     assert.match(result.answer, /^read 2 of 3 files\n\n/);
     assert.deepEqual(result.files, { full: 2, path: 0, out: 1 });
     assert.ok(Array.isArray(result.citations));
