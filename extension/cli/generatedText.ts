@@ -2,6 +2,8 @@
  * Text for `bench` when none is given: the same on every machine, and enough like prose and code
  * for a tokenizer (words repeat by Zipf's law, lines and indentation vary).
  */
+import { randomOf } from '../engine/random';
+
 const stems = (
   'return value index buffer stream parse token model layer cache const function string number ' +
   'error result request config update select window thread memory kernel matrix query handle ' +
@@ -29,15 +31,4 @@ export function generatedText(bytes: number, seed = 1): Uint8Array {
     length += line.length;
   }
   return new TextEncoder().encode(parts.join(''));
-}
-
-/** mulberry32: numbers in [0, 1) that repeat for a seed. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }

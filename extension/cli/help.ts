@@ -1,6 +1,6 @@
 /** Help texts, made from the same tables that the parser reads. */
-import { paramFields, rangeText } from '../engine/params';
-import { commands, commonOptions, paramOptions, type Command, type Option } from './options';
+import { kebabCase, paramFields, rangeText } from '../engine/params';
+import { commands, commonOptions, paramOptionsOf, type Command, type Option } from './options';
 
 export function generalHelp(): string {
   return [
@@ -22,8 +22,8 @@ export function commandHelp(command: Command): string {
     flagText(option),
     option.description + (option.required ? ' (required)' : ''),
   ]);
-  const params = paramOptions.map((option, index): [string, string] => {
-    const field = paramFields[index]!;
+  const params = paramOptionsOf(command).map((option): [string, string] => {
+    const field = paramFields.find(({ name }) => kebabCase(name) === option.name)!;
     return [flagText(option), `${field.description}; ${rangeText(field)} (${field.default})`];
   });
   return [

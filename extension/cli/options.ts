@@ -4,7 +4,7 @@ import { checkParam, kebabCase, paramFields, rangeText, startingParams } from '.
 import type { Device, ModelRequest, SampleAttentionParams, Sampling } from '../engine/protocol';
 import { checkBias, defaultSampling, samplingFields } from '../engine/sampling';
 
-export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'doctor';
+export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'evaluate' | 'doctor';
 
 export interface Option {
   name: string;
@@ -55,6 +55,9 @@ const ropeBaseScale: Option = {
   value: 'X',
   description: 'multiplies the RoPE base and the longest context, 1 to 1000 (default 1)',
 };
+
+/** Curves of `evaluate`. */
+export const evaluatedPolicies = ['dense', 'peak', 'mass', 'paper'] as const;
 
 export const commands: readonly Command[] = [
   {
@@ -141,6 +144,55 @@ export const commands: readonly Command[] = [
     ],
   },
   {
+    name: 'evaluate',
+    summary: 'measures what sparse attention costs and loses against dense, as table and plot',
+    example: 'longsight evaluate --text a.py --text b.md --tokens 8192 --plot fidelity.svg',
+    options: [
+      { ...text, description: `${text.description}; may be repeated`, repeated: true },
+      {
+        name: 'tokens',
+        value: 'N[,N...]',
+        description: 'lengths: first tokens of each text',
+      },
+      {
+        name: 'tail',
+        value: 'N[,N...]',
+        description: 'last tokens, scored and dense (default 1024, or half of a shorter length)',
+      },
+      {
+        name: 'policy',
+        value: 'P[,P...]',
+        description: `curves, of ${evaluatedPolicies.join(', ')} (default dense,peak); dense is always measured`,
+      },
+      {
+        name: 'epsilon',
+        value: 'X[,X...]',
+        description: 'points of the curve of peak (default 0.001,0.003,0.01)',
+      },
+      {
+        name: 'alpha',
+        value: 'X[,X...]',
+        description: 'points of the curves of mass and paper (default 0.9,0.95,0.98)',
+      },
+      {
+        name: 'rope-base-scale',
+        value: 'X|N:X[,...]',
+        description: 'as in score, for all lengths or for length N, e.g. 16384:4 (default 1)',
+      },
+      {
+        name: 'probe',
+        description: 'also plant NAME = value lines in the texts and ask for them at the end',
+      },
+      { name: 'plot', value: 'FILE', description: 'write KL against density as SVG' },
+      {
+        name: 'from',
+        value: 'FILE',
+        description: 'show what --json wrote instead of measuring; may be repeated',
+        repeated: true,
+      },
+    ],
+  },
+  {
     name: 'doctor',
     summary: 'shows what this machine can run',
     example: 'longsight doctor',
@@ -176,6 +228,11 @@ export const paramOptions: readonly Option[] = paramFields.map((field) => ({
   description: field.description,
 }));
 
+/** Those that the command does not read itself, e.g. as a list. */
+export function paramOptionsOf(command: Command): Option[] {
+  return paramOptions.filter(({ name }) => command.options.every((own) => own.name !== name));
+}
+
 export function findCommand(name: string): Command | undefined {
   return commands.find((command) => command.name === name);
 }
@@ -184,12 +241,12 @@ export function findCommand(name: string): Command | undefined {
 export class Arguments {
   private constructor(
     readonly command: Command,
-    private readonly values: Record<string, string | boolean | (string | boolean)[] | undefined>,
+    private readonly values: Record<string, string | boolean | string[] | undefined>,
   ) {}
 
   /** `args` without the command's name. Throws `UsageError`. */
   static parse(command: Command, args: string[]): Arguments {
-    const known = [...command.options, ...commonOptions, ...paramOptions];
+    const known = [...paramOptionsOf(command), ...commonOptions, ...command.options];
     const options = Object.fromEntries(
       known.map((option) => [
         option.name,
@@ -201,7 +258,8 @@ export class Arguments {
     );
     try {
       const { values } = parseArgs({ args, options, strict: true, allowPositionals: false });
-      return new Arguments(command, { ...values });
+      // Only options with a value are repeated.
+      return new Arguments(command, values as Arguments['values']);
     } catch (error) {
       throw new UsageError(usageSentence(error), command.name);
     }
@@ -214,6 +272,17 @@ export class Arguments {
   text(name: string): string | undefined {
     const value = this.values[name];
     return typeof value === 'string' ? value : undefined;
+  }
+
+  /** Of a repeated option; empty when it is not given. */
+  texts(name: string): string[] {
+    const value = this.values[name];
+    return Array.isArray(value) ? value : [];
+  }
+
+  /** The parts of a comma-separated list. */
+  list(name: string, fallback: string): string[] {
+    return (this.text(name) ?? fallback).split(',').map((part) => part.trim());
   }
 
   required(name: string): string {
@@ -230,16 +299,20 @@ export class Arguments {
     return this.checkedInteger(name, value, min, max);
   }
 
-  integers(name: string, min: number, max: number): number[] {
-    return this.required(name)
-      .split(',')
-      .map((value) => this.checkedInteger(name, value, min, max));
+  /** A comma-separated list; required unless there is a `fallback`. */
+  integers(name: string, min: number, max: number, fallback?: string): number[] {
+    const list = this.text(name) ?? fallback ?? this.required(name);
+    return list.split(',').map((value) => this.checkedInteger(name, value, min, max));
   }
 
   /** `openMin`: `min` itself is not allowed. */
   number(name: string, fallback: number, min: number, max: number, openMin = false): number {
     const value = this.text(name);
-    if (value === undefined) return fallback;
+    return value === undefined ? fallback : this.numberOf(name, value, min, max, openMin);
+  }
+
+  /** A number that is part of what stands behind `--name`. */
+  numberOf(name: string, value: string, min: number, max: number, openMin = false): number {
     const parsed = parseNumber(value);
     if (!(parsed >= min && parsed <= max) || (openMin && parsed === min)) {
       const range = openMin ? `above ${min}, at most ${max}` : `${min} to ${max}`;
@@ -255,13 +328,17 @@ export class Arguments {
     return found;
   }
 
-  /** The parameters of SampleAttention. `--policy paper` sets all; other flags then change some. */
-  params(): SampleAttentionParams {
-    const policy = this.text('policy');
-    const params: Record<string, string | number> = { ...startingParams(policy) };
+  /**
+   * The parameters of SampleAttention. `--policy paper` sets all; other flags then change some.
+   * `own` has the flags that this command reads itself.
+   */
+  params(own: Record<string, string> = {}): SampleAttentionParams {
+    const flags = new Set(paramOptionsOf(this.command).map(({ name }) => name));
+    const textOf = (flag: string) => own[flag] ?? (flags.has(flag) ? this.text(flag) : undefined);
+    const params: Record<string, string | number> = { ...startingParams(textOf('policy')) };
     for (const field of paramFields) {
       const flag = kebabCase(field.name);
-      const given = this.text(flag);
+      const given = textOf(flag);
       if (given === undefined || (field.name === 'policy' && given === 'paper')) continue;
       const value = field.type === 'choice' ? given : parseNumber(given);
       const problem = checkParam(field, value, given);

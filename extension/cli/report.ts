@@ -130,12 +130,7 @@ export function benchText(result: BenchResult): string {
     row.decodeTokensPerSecond === null ? '-' : formatSpeed(row.decodeTokensPerSecond),
     formatBytes(row.peakBytes),
   ]);
-  const widths = head.map((name, column) =>
-    Math.max(name.length, ...rows.map((row) => row[column]!.length)),
-  );
-  return [head, ...rows]
-    .map((row) => row.map((cell, column) => cell.padStart(widths[column]!)).join('  ') + '\n')
-    .join('');
+  return columns([head, ...rows]);
 }
 
 export function doctorText(result: DoctorResult): string {
@@ -177,6 +172,19 @@ export function doctorText(result: DoctorResult): string {
     rows.push(['Problem', `${problem.message} ${problem.action}`]);
   }
   return block(rows);
+}
+
+/** A table: cells to the right, the first `left` columns to the left. */
+export function columns(rows: string[][], left = 0): string {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows
+    .map((row) => {
+      const cells = row.map((cell, column) =>
+        column < left ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!),
+      );
+      return `${cells.join('  ').trimEnd()}\n`;
+    })
+    .join('');
 }
 
 function block(rows: [string, string][]): string {

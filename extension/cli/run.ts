@@ -14,6 +14,7 @@ import { commandHelp, generalHelp } from './help';
 import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
 import { ProgressLine } from './progress';
 import { benchText, citationsText, doctorText, packText, scoreText, statsText } from './report';
+import { prepareEvaluate } from './evaluate';
 import { generatedText } from './generatedText';
 
 export interface Terminal {
@@ -55,8 +56,13 @@ export async function run(argv: string[], parts: Parts): Promise<number> {
     const info = toErrorInfo(error);
     showError(info, json, terminal);
     if (info.code === 'internal' && error instanceof Error) terminal.stderr(`${error.stack}\n`);
-    return isCancelled(error) && parts.signal.aborted ? interrupted : failed;
+    return statusOf(error, parts.signal);
   }
+}
+
+/** Exit status for an error that is no wrong usage. */
+function statusOf(error: unknown, signal: AbortSignal): number {
+  return isCancelled(error) && signal.aborted ? interrupted : failed;
 }
 
 async function dispatch(argv: string[], parts: Parts): Promise<number> {
@@ -85,7 +91,7 @@ async function dispatch(argv: string[], parts: Parts): Promise<number> {
 }
 
 /** What a command does once its arguments are known to be right. */
-type Action = (engine: Engine, options: JobOptions) => Promise<number>;
+export type Action = (engine: Engine, options: JobOptions) => Promise<number>;
 type Prepare = (args: Arguments, run: CommandRun) => Promise<Action>;
 
 const prepared: Record<CommandName, Prepare> = {
@@ -93,6 +99,7 @@ const prepared: Record<CommandName, Prepare> = {
   pack: preparePack,
   score: prepareScore,
   bench: prepareBench,
+  evaluate: prepareEvaluate,
   doctor: prepareDoctor,
 };
 
@@ -223,7 +230,7 @@ function workspaceOf(args: Arguments, run: CommandRun) {
 }
 
 /** Output and engine of one command. */
-class CommandRun {
+export class CommandRun {
   readonly json: boolean;
   readonly cwd: string;
   readonly params: SampleAttentionParams;
@@ -287,6 +294,17 @@ class CommandRun {
       this.clearLine();
       await engine.dispose();
     }
+  }
+
+  /**
+   * What there is of a result whose rest failed: one object with its `error`, or text, then the error.
+   * Returns the exit status.
+   */
+  printPartial(result: object, text: string, error: unknown): number {
+    const info = toErrorInfo(error);
+    this.print({ ...result, error: info }, text);
+    showError(info, false, this.parts.terminal);
+    return statusOf(error, this.parts.signal);
   }
 
   /** The result: as JSON, or as text for people. */

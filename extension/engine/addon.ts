@@ -97,6 +97,11 @@ export interface GenerateResult {
 
 export interface ScoreOutcome {
   nll: number;
+  /** Share of the predictions whose most likely token is the one that follows. */
+  accuracy: number;
+  /** Of the scored prefill alone, without the dense one that it is compared with. */
+  computedTokens: number;
+  prefillMs: number;
   attention: AttentionStats;
   kl?: number;
   top1Agreement?: number;
@@ -117,7 +122,8 @@ export interface NativeSession {
   /**
    * Mean negative log-likelihood in nats over the predictions inside the tail: token i from row i - 1
    * for tokens - tail < i < tokens, so tail - 1 of them, all made by rows of the tail. KL(dense || this)
-   * and top-1 agreement over the same rows on demand. 2 <= tail <= tokens.
+   * and top-1 agreement over the same rows on demand; the dense run is kept for the next policies of
+   * the same text (tail x embedding floats). 2 <= tail <= tokens.
    */
   score(
     prompt: Prompt,
@@ -126,7 +132,7 @@ export interface NativeSession {
   ): Promise<ScoreOutcome>;
   /** Stops the running operation: it rejects with code `cancelled`. Whole segments stay reusable. */
   cancel(): void;
-  /** Forgets what is cached. */
+  /** Forgets the rows of the KV cache. */
   reset(): void;
   dispose(): void;
 }

@@ -8,6 +8,7 @@ import { EngineChild, type ChildEnd } from './child';
 import { FirstTokenClock } from './clock';
 import { CrashRecord, describeCrash } from './crashes';
 import { cancelled, EngineError } from './errors';
+import type { EvaluationResult } from './evaluation';
 import type {
   AskRequest,
   AskResult,
@@ -15,6 +16,7 @@ import type {
   BenchResult,
   DoctorRequest,
   DoctorResult,
+  EvaluateRequest,
   Event,
   JobRequest,
   PackRequest,
@@ -109,6 +111,11 @@ export class Engine {
 
   bench(body: Body<BenchRequest>, options: JobOptions = {}): Job<BenchResult> {
     return this.submit({ type: 'bench', ...body }, options);
+  }
+
+  /** The parts of the result come as `evaluated` events, too, which remain when the rest fails. */
+  evaluate(body: Body<EvaluateRequest>, options: JobOptions = {}): Job<EvaluationResult> {
+    return this.submit({ type: 'evaluate', ...body }, options);
   }
 
   doctor(body: Body<DoctorRequest>, options: JobOptions = {}): Job<DoctorResult> {

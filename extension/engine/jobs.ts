@@ -4,6 +4,7 @@ import { runAsk } from './asking';
 import { runBench } from './benching';
 import { runDoctor } from './doctor';
 import { cancelled, toErrorInfo } from './errors';
+import { runEvaluate } from './evaluating';
 import type { JobContext } from './job';
 import { ModelKeeper, unlessAborted } from './loading';
 import type { Event, JobRequest, Request, ResultEvent } from './protocol';
@@ -103,6 +104,8 @@ export class Jobs {
         return runScore(request, this.keeper, context);
       case 'bench':
         return runBench(request, this.keeper, context);
+      case 'evaluate':
+        return runEvaluate(request, this.keeper, context);
       case 'doctor':
         return runDoctor(request, this.parts.addon, this.keeper, this.parts.version, context);
     }

@@ -4,6 +4,8 @@
  * All times are milliseconds, all sizes bytes, unless a name says otherwise.
  */
 
+import type { EvaluationPart, EvaluationPlan, EvaluationResult } from './evaluation';
+
 /** Section 5 of the specification; the C++ struct has the same names. */
 export interface SampleAttentionParams {
   policy: 'dense' | 'peak' | 'mass';
@@ -354,6 +356,11 @@ export interface BenchRequest extends Addressed {
   ropeBaseScale: number;
 }
 
+export interface EvaluateRequest extends Addressed, EvaluationPlan {
+  type: 'evaluate';
+  model: ModelRequest;
+}
+
 export interface DoctorRequest extends Addressed {
   type: 'doctor';
   /** null = report the machine only. */
@@ -370,7 +377,13 @@ export interface ProceedRequest extends Addressed {
   type: 'proceed';
 }
 
-export type JobRequest = AskRequest | PackRequest | ScoreRequest | BenchRequest | DoctorRequest;
+export type JobRequest =
+  | AskRequest
+  | PackRequest
+  | ScoreRequest
+  | BenchRequest
+  | EvaluateRequest
+  | DoctorRequest;
 export type Request = JobRequest | CancelRequest | ProceedRequest;
 
 // ---------------------------------------------------------------- events
@@ -404,7 +417,8 @@ export interface ProgressEvent extends Addressed {
   done: number;
   /** 0 = unknown. */
   total: number;
-  unit: 'bytes' | 'files' | 'tokens';
+  /** `work`: relative cost, for shares alone. */
+  unit: 'bytes' | 'files' | 'tokens' | 'work';
   perSecond: number;
   /** Left in this phase; null = not known yet. */
   etaMs: number | null;
@@ -446,9 +460,18 @@ export interface ThinkingEvent extends Addressed {
   elapsedMs: number;
 }
 
+/** One more measurement of `evaluate` is there. What was sent stays valid when the rest fails. */
+export interface EvaluatedEvent extends Addressed {
+  type: 'evaluated';
+  part: EvaluationPart;
+  /** Measurements that are done, of all. */
+  done: number;
+  total: number;
+}
+
 export interface ResultEvent extends Addressed {
   type: 'result';
-  result: AskResult | PackResult | ScoreResult | BenchResult | DoctorResult;
+  result: AskResult | PackResult | ScoreResult | BenchResult | EvaluationResult | DoctorResult;
 }
 
 export interface ErrorEvent extends Addressed {
@@ -476,6 +499,7 @@ export type Event =
   | ConfirmEvent
   | TokenEvent
   | ThinkingEvent
+  | EvaluatedEvent
   | ResultEvent
   | ErrorEvent
   | LogEvent

@@ -1,5 +1,6 @@
 /** Checks what a request asks for, before anything is loaded. */
 import { invalidParams } from './errors';
+import type { EvaluationPlan } from './evaluation';
 import { requireValidParams } from './params';
 import type { JobRequest, ModelRequest } from './protocol';
 import { requireValidSampling } from './sampling';
@@ -12,6 +13,7 @@ export function requireValidRequest(request: JobRequest): void {
   if (request.type === 'doctor') return;
   requireModelNumbers(request.model);
   if (request.type === 'pack') return requireInteger('budget', request.workspace.budgetTokens, 0);
+  if (request.type === 'evaluate') return requireValidPlan(request);
   requireValidParams(request.params);
   switch (request.type) {
     case 'ask':
@@ -33,6 +35,19 @@ export function requireValidRequest(request: JobRequest): void {
       requireInteger('decode', request.decodeTokens, 0);
       requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);
       break;
+  }
+}
+
+function requireValidPlan({ texts, lengths, settings, tails }: EvaluationPlan): void {
+  for (const [name, list] of Object.entries({ texts, lengths, tails })) {
+    if (list.length === 0) throw invalidParams(`No ${name} are given.`);
+  }
+  settings.forEach(({ params }) => requireValidParams(params));
+  for (const { tokens, ropeBaseScale } of lengths) {
+    requireInteger('tokens', tokens, 3);
+    requireNumber('ropeBaseScale', ropeBaseScale, 1, 1000);
+    // A row before the tail must be left, or nothing could be sparse.
+    tails.forEach((tail) => requireInteger('tail', tail, 2, tokens - 1));
   }
 }
 

@@ -273,6 +273,9 @@ Napi::Value toJs(Napi::Env env, const GenerateResult& result) {
 Napi::Value toJs(Napi::Env env, const ScoreOutcome& outcome) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("nll", number(env, outcome.nll));
+  object.Set("accuracy", number(env, outcome.accuracy));
+  object.Set("computedTokens", number(env, outcome.computedTokens));
+  object.Set("prefillMs", number(env, outcome.prefillMs));
   object.Set("attention", toJs(env, outcome.attention));
   if (outcome.kl) object.Set("kl", number(env, *outcome.kl));
   if (outcome.top1Agreement) object.Set("top1Agreement", number(env, *outcome.top1Agreement));

@@ -82,7 +82,12 @@ struct GenerateOptions {
 
 struct ScoreOutcome {
   double nll = 0;
+  // Share of the predictions whose most likely token is the one that follows.
+  double accuracy = 0;
   AttentionStats attention;
+  // Of the scored prefill alone, without the one of the reference.
+  int64_t computedTokens = 0;
+  double prefillMs = 0;
   std::optional<double> kl;
   std::optional<double> top1Agreement;
 };
@@ -104,7 +109,8 @@ class Session {
   // Over the tail's own predictions: token i from row i - 1 for tokens - tail < i < tokens, so
   // tail - 1 of them, all made by rows of the tail. 2 <= tail <= tokens. With `againstDense` also
   // the mean KL(dense || this) in nats and the share of equal most likely tokens over the same
-  // rows.
+  // rows. Final states of the dense run are kept, tail * embedding floats, until another text or a
+  // longer tail is asked for: further policies of the same text cost one prefill each.
   ScoreOutcome score(const Prompt& prompt, int64_t tail, bool againstDense,
                      const SessionEvents& events);
 
@@ -115,11 +121,17 @@ class Session {
   void cancel() { cancel_.set(); }
   // Before an operation is started; a cancel after this counts.
   void arm() { cancel_.clear(); }
-  // Forgets what is cached.
+  // Forgets the rows of the cache.
   void reset() { ledger_.truncate(0); }
 
  private:
   struct Prefill;
+  // Dense final states f32 [tokens - from][embedding] of a text, to compare with.
+  struct DenseReference {
+    std::vector<int32_t> tokens;
+    int64_t from = 0;
+    std::vector<float> states;
+  };
   void check(const Prompt& prompt, int64_t reserveTokens) const;
   void checkMemory(const Prompt& prompt) const;
   std::vector<Segment> segmentsOf(const Prompt& prompt) const;
@@ -136,6 +148,7 @@ class Session {
   std::unique_ptr<CpuBackend> backend_;
   CacheLedger ledger_;
   PrefillPrediction prediction_;
+  DenseReference reference_;
   CancelFlag cancel_;
 };
 

@@ -1,5 +1,12 @@
 import assert from 'node:assert/strict';
-import { copyFileSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { Engine } from '../../extension/engine/client';
@@ -133,6 +140,74 @@ describe('integration: command line with a real model', function () {
     const dense = json((await cli([...base, '--policy', 'dense'])).stdout);
     assert.ok(!('kl' in dense) && dense.density === 1 && dense.sparseDensity === null);
     assert.ok(Math.abs(dense.nll - sparse.nll) < 0.2, `${dense.nll} ${sparse.nll}`);
+  });
+
+  it('evaluates: what score says, for every policy, tail and planted value; keeps a plot', async () => {
+    const text = path.join(folder(), 'text');
+    const plot = path.join(folder(), 'plot.svg');
+    copyFileSync('docs/sample-attention.md', text);
+    const sparse = ['--dense-below-tokens', '0', '--segment-rows', '256', '--window-tokens', '128'];
+    const base = ['--text', text, '--model', model, '--tokens', '900', '--json', ...sparse];
+    const evaluated = await cli([
+      ...['evaluate', ...base, '--tail', '60,200', '--epsilon', '0.003,0.05'],
+      ...['--policy', 'dense,peak', '--probe', '--plot', plot],
+    ]);
+    assert.equal(evaluated.status, 0, evaluated.stderr);
+    const { rows, probes } = json(evaluated.stdout);
+    assert.deepEqual(
+      rows.map((row: { policy: string; epsilon: number | null; tail: number }) =>
+        [row.policy, row.epsilon, row.tail].join(' '),
+      ),
+      [
+        'dense  200',
+        'dense  60',
+        ...['0.003', '0.05'].flatMap((e) => [`peak ${e} 200`, `peak ${e} 60`]),
+      ],
+    );
+    for (const row of rows) {
+      for (const [name, value] of Object.entries(row)) {
+        if (typeof value === 'number') assert.ok(Number.isFinite(value), name);
+      }
+      assert.ok(row.prefillMs > 0 === (row.tail === 200), `${row.tail}: ${row.prefillMs}`);
+    }
+    const [dense, , close, , far] = rows;
+    assert.deepEqual([dense.kl, dense.top1Agreement, dense.density], [0, 1, 1]);
+    assert.ok(far.sparseDensity < close.sparseDensity && far.kl > close.kl && close.kl > 0);
+
+    const scored = await cli(['score', ...base, '--tail', '200', '--against', 'dense']);
+    const score = json(scored.stdout);
+    for (const name of ['density', 'sparseDensity', 'coverageMean', 'coverageP5', 'nll']) {
+      assert.equal(close[name], score[name], name);
+    }
+    assert.ok(Math.abs(close.kl - score.kl) < 0.02 * score.kl, `${close.kl} ${score.kl}`);
+    assert.ok(Math.abs(close.top1Agreement - score.top1Agreement) < 0.01);
+
+    assert.equal(probes.length, 5 * 3);
+    for (const probe of probes) {
+      assert.ok(probe.logProbability < 0 && probe.logProbability > 2 * probe.chance);
+      assert.ok(probe.depth > 0 && probe.depth < 1);
+    }
+    const read = probes.filter(({ policy }: { policy: string }) => policy === 'dense');
+    const mean =
+      read.reduce((sum: number, one: { logProbability: number }) => sum + one.logProbability, 0) /
+      5;
+    assert.ok(mean > read[0].chance / 2, `${mean}: the values are read, not guessed`);
+    assert.match(readFileSync(plot, 'utf8'), /^<svg [^]*<polyline[^]*<\/svg>\n$/);
+  });
+
+  it('prints what was evaluated before Ctrl-C', async () => {
+    const text = path.join(folder(), 'long');
+    writeFileSync(text, 'All work and no play makes a long text.\n'.repeat(400));
+    const flags = ['--text', text, '--model', model, '--tokens', '600,3000', '--tail', '64'];
+    const running = startCli(['evaluate', ...flags, '--json']);
+    await running.said(/1 of 8: /);
+    running.process.kill('SIGINT');
+    const { status, stdout } = await running.finished;
+    assert.equal(status, 130);
+    const { rows, error } = json(stdout);
+    assert.equal(error.code, 'cancelled');
+    assert.ok(rows.length >= 1 && rows.length < 8);
+    assert.equal(rows[0].policy, 'dense');
   });
 
   it('benches', async () => {

@@ -342,5 +342,48 @@ TEST(Session, SparseScoreIsCloseToDense) {
   EXPECT_GT(*outcome.top1Agreement, 0.9);
 }
 
+TEST(Session, KeepsTheDenseRunOfATextForFurtherPolicies) {
+  Prompt sparse = question(2600, "");
+  sparse.denseFrom = 2600 - 256;
+  sparse.borders = {2600};
+  Prompt dense = sparse;
+  dense.params.policy = Policy::dense;
+  int64_t mostTotal = 0;
+  SessionEvents events;
+  events.onPrefill = [&](const PrefillProgress& progress) {
+    mostTotal = std::max(mostTotal, progress.total);
+  };
+  auto session = newSession();
+  const ScoreOutcome reference = session->score(dense, 256, true, events);
+  EXPECT_EQ(mostTotal, 2600);
+  EXPECT_EQ(*reference.kl, 0);
+  EXPECT_EQ(*reference.top1Agreement, 1);
+
+  session->reset();
+  const ScoreOutcome kept = session->score(sparse, 256, true, events);
+  EXPECT_EQ(mostTotal, 2600) << "no second prefill";
+  EXPECT_EQ(kept.computedTokens, 2600);
+  EXPECT_GT(kept.prefillMs, 0);
+  const ScoreOutcome alone = newSession()->score(sparse, 256, true, events);
+  EXPECT_EQ(mostTotal, 5200) << "the sparse and the dense one";
+  EXPECT_EQ(kept.attention.density, alone.attention.density);
+  EXPECT_EQ(kept.nll, alone.nll);
+  EXPECT_NEAR(*kept.kl, *alone.kl, 1e-3 * *alone.kl);
+  EXPECT_GT(kept.accuracy, 0.2);
+  EXPECT_LT(kept.accuracy, 0.95);
+
+  // Another text, or more rows than were kept, needs a new one; fewer rows do not.
+  mostTotal = 0;
+  const ScoreOutcome fewer = session->score(sparse, 64, true, events);
+  EXPECT_EQ(mostTotal, fewer.computedTokens);
+  EXPECT_GT(*fewer.kl, 0);
+  session->score(sparse, 300, true, events);
+  EXPECT_GT(mostTotal, 2600);
+  std::swap(sparse.tokens[10], sparse.tokens[20]);
+  mostTotal = 0;
+  session->score(sparse, 64, true, events);
+  EXPECT_GT(mostTotal, 2600);
+}
+
 }  // namespace
 }  // namespace longsight::test

@@ -29,6 +29,10 @@ export interface FakeSettings {
   /** Context that fits into memory. */
   largestContextTokens: number;
   predictedMsPerToken: number;
+  /** Of a scored prompt, what was not computed. */
+  reusedShare: number;
+  /** Called at the end of the n-th `score`. */
+  afterScores: (count: number) => void;
   /** `generate` and `score` wait for `cancel`. */
   hang: boolean;
   openError: Error | null;
@@ -44,6 +48,8 @@ export class FakeAddon {
     texts: ['Hel', 'lo'],
     largestContextTokens: 1 << 20,
     predictedMsPerToken: 1,
+    reusedShare: 0,
+    afterScores: () => undefined,
     hang: false,
     openError: null,
     loadMs: 0,
@@ -157,13 +163,19 @@ export class FakeAddon {
           memory,
         };
       },
-      score: async (prompt, options) => {
+      score: async (prompt, options, onEvent) => {
         this.calls.push('score');
         this.prompts.push(prompt);
         this.options.push(options);
         if (this.settings.hang) await hanging();
+        const total = prompt.tokens.length;
+        onEvent({ type: 'prefill', done: total, total, tokensPerSecond: 10, etaMs: 0 });
+        this.settings.afterScores(this.calls.filter((call) => call === 'score').length);
         return {
           nll: 2,
+          accuracy: 0.5,
+          computedTokens: total * (1 - this.settings.reusedShare),
+          prefillMs: 10,
           attention,
           ...(options.againstDense ? { kl: 0.001, top1Agreement: 0.99 } : {}),
         };
