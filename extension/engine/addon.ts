@@ -44,16 +44,28 @@ export interface Piece {
   special: boolean;
 }
 
+/** How keys and values are kept: `q8` in blocks of 32 with an fp16 scale, half of `bf16`, the default. */
+export type KvCacheType = 'bf16' | 'q8';
+
 export interface NativeModel {
   readonly spec: ModelSpec;
   /** One token list a piece; pieces do not influence each other. */
   tokenize(pieces: Piece[]): Promise<Int32Array[]>;
   /** Bytes of the tokens; special tokens as their text. */
   detokenize(tokens: Int32Array): Promise<Uint8Array>;
-  estimateMemory(options: { contextTokens: number; params: SampleAttentionParams }): MemoryEstimate;
+  estimateMemory(options: {
+    contextTokens: number;
+    params: SampleAttentionParams;
+    kvCache?: KvCacheType;
+  }): MemoryEstimate;
   /** Loads the weights once for all sessions and reserves the KV cache. */
   createSession(
-    options: { contextTokens: number; threads: number; ropeBaseScale: number },
+    options: {
+      contextTokens: number;
+      threads: number;
+      ropeBaseScale: number;
+      kvCache?: KvCacheType;
+    },
     onProgress: (doneBytes: number, totalBytes: number) => void,
   ): Promise<NativeSession>;
   dispose(): void;

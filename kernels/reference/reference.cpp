@@ -1,7 +1,6 @@
 #include "kernels/reference/reference.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -12,22 +11,24 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-double widen(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+int32_t kvHeadOf(const AttentionTask& task, int32_t head) {
+  return head / (task.heads / task.kv.kvHeads);
+}
 
-const uint16_t* cacheRow(const AttentionTask& task, const uint16_t* base, int32_t head,
-                         int64_t row) {
-  const int64_t kvHead = head / (task.heads / task.kv.kvHeads);
-  return base + (kvHead * task.kv.capacityRows + row) * task.kv.headDim;
+void cacheRow(const KvMatrix& matrix, int64_t row, float (&values)[kMaxHeadDim]) {
+  const std::byte* stored = matrix.data + row * kvRowBytes(matrix.type, matrix.headDim);
+  loadKvRow(matrix.type, stored, matrix.headDim, values);
 }
 
 double score(const AttentionTask& task, int32_t head, int64_t row, int64_t column,
              const DimRanges& dims) {
   const float* query =
       task.queries + ((row - task.segment.begin) * task.heads + head) * task.kv.headDim;
-  const uint16_t* key = cacheRow(task, task.kv.keys, head, column);
+  float key[kMaxHeadDim];
+  cacheRow(task.kv.keysOf(kvHeadOf(task, head)), column, key);
   double sum = 0.0;
   for (const DimRange& range : dims.ranges) {
-    for (int32_t dim = range.begin; dim < range.end; ++dim) sum += query[dim] * widen(key[dim]);
+    for (int32_t dim = range.begin; dim < range.end; ++dim) sum += double{query[dim]} * key[dim];
   }
   return sum * task.scale;
 }
@@ -170,10 +171,9 @@ std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t r
   std::vector<double> result(static_cast<size_t>(task.kv.headDim), 0.0);
   for (size_t column = 0; column < weights.size(); ++column) {
     if (weights[column] == 0.0) continue;
-    const uint16_t* value = cacheRow(task, task.kv.values, head, static_cast<int64_t>(column));
-    for (size_t dim = 0; dim < result.size(); ++dim) {
-      result[dim] += weights[column] * widen(value[dim]);
-    }
+    float value[kMaxHeadDim];
+    cacheRow(task.kv.valuesOf(kvHeadOf(task, head)), static_cast<int64_t>(column), value);
+    for (size_t dim = 0; dim < result.size(); ++dim) result[dim] += weights[column] * value[dim];
   }
   return result;
 }

@@ -124,6 +124,20 @@ std::vector<int32_t> tokensOf(const Napi::Value& value, const char* name) {
   return std::vector<int32_t>(array.Data(), array.Data() + array.ElementLength());
 }
 
+KvType kvCacheOf(const Napi::Object& object) {
+  if (object.Get("kvCache").IsUndefined()) return KvType::bf16;
+  return choiceField<KvType>(object, "kvCache", {{"bf16", KvType::bf16}, {"q8", KvType::q8}});
+}
+
+SessionOptions sessionOptionsOf(const Napi::Object& object) {
+  SessionOptions options;
+  options.contextTokens = integerField(object, "contextTokens");
+  options.threads = int32Field(object, "threads");
+  options.ropeBaseScale = numberField(object, "ropeBaseScale");
+  options.kvCache = kvCacheOf(object);
+  return options;
+}
+
 SampleAttentionParams paramsOf(const Napi::Object& object) {
   SampleAttentionParams params;
   params.policy = choiceField<Policy>(

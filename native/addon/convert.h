@@ -22,6 +22,9 @@ std::string stringField(const Napi::Object& object, const char* name);
 // Bytes of a string (UTF-8) or a Uint8Array.
 std::string bytesOf(const Napi::Value& value, const char* name);
 std::vector<int32_t> tokensOf(const Napi::Value& value, const char* name);
+// Field `kvCache`: bf16 when there is none.
+KvType kvCacheOf(const Napi::Object& object);
+SessionOptions sessionOptionsOf(const Napi::Object& object);
 SampleAttentionParams paramsOf(const Napi::Object& object);
 Prompt promptOf(const Napi::Object& object);
 GenerateOptions generateOptionsOf(const Napi::Object& object);

@@ -133,7 +133,7 @@ Napi::Value NativeModel::estimateMemory(const Napi::CallbackInfo& info) {
     if (!params.IsObject())
       throw Error(ErrorCode::invalidParams, "params is not an object.", "Pass all parameters.");
     return toJs(env, open()->estimate(integerField(options, "contextTokens"),
-                                      paramsOf(params.As<Napi::Object>())));
+                                      paramsOf(params.As<Napi::Object>()), kvCacheOf(options)));
   });
 }
 
@@ -143,9 +143,7 @@ Napi::Value NativeModel::createSession(const Napi::CallbackInfo& info) {
     const std::shared_ptr<Model> model = open();
     const Napi::Object options = objectArgument(info, 0, "options");
     const Napi::Function listener = functionArgument(info, 1, "onProgress");
-    const int64_t contextTokens = integerField(options, "contextTokens");
-    const int64_t threads = integerField(options, "threads");
-    const double ropeBaseScale = numberField(options, "ropeBaseScale");
+    const SessionOptions chosen = sessionOptionsOf(options);
     const std::shared_ptr<CancelFlag> cancel = disposed_;
     return startJob(
         env, listener, [cancel] { cancel->set(); },
@@ -163,9 +161,7 @@ Napi::Value NativeModel::createSession(const Napi::CallbackInfo& info) {
               return arguments;
             });
           };
-          auto session =
-              std::make_shared<Session>(model, contextTokens, static_cast<int32_t>(threads),
-                                        ropeBaseScale, *cancel, onProgress);
+          auto session = std::make_shared<Session>(model, chosen, *cancel, onProgress);
           return [session](Napi::Env callEnv) -> Napi::Value {
             return NativeSession::create(callEnv, session);
           };

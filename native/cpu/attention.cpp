@@ -218,9 +218,9 @@ bool runAttention(const AttentionTask& task, ThreadPool& pool, const CancelFlag&
     throw std::invalid_argument("attention: " + std::to_string(task.heads) + " heads over " +
                                 std::to_string(kv.kvHeads) + " KV heads do not form groups");
   }
-  if (kv.headDim < 4 || kv.headDim % 4 != 0) {
+  if (kv.headDim < 4 || kv.headDim % 4 != 0 || kv.headDim > kMaxHeadDim) {
     throw std::invalid_argument("attention: head dimension " + std::to_string(kv.headDim) +
-                                " is not a multiple of 4");
+                                " is not a multiple of 4 up to " + std::to_string(kMaxHeadDim));
   }
   if (task.segment.begin < 0 || task.segment.end > kv.capacityRows ||
       task.segment.begin > task.segment.end) {

@@ -11,17 +11,33 @@
 #include "attention/plan.h"
 #include "attention/score_dims.h"
 #include "cpu/cancel_flag.h"
+#include "cpu/kv_rows.h"
 #include "cpu/thread_pool.h"
 
 namespace longsight {
 
-// Keys (after RoPE) and values of one layer, bf16, laid out [kvHead][capacityRows][headDim].
+// Keys (after RoPE) and values of one layer, laid out [kvHead][capacityRows] in rows of
+// kvRowBytes(type, headDim).
 struct KvLayer {
-  uint16_t* keys = nullptr;
-  uint16_t* values = nullptr;
+  std::byte* keys = nullptr;
+  std::byte* values = nullptr;
   int64_t capacityRows = 0;
   int32_t kvHeads = 0;
   int32_t headDim = 0;
+  KvType type = KvType::bf16;
+
+  KvMatrix keysOf(int32_t kvHead) const { return {keys + offset(kvHead, 0), type, headDim}; }
+  KvMatrix valuesOf(int32_t kvHead) const { return {values + offset(kvHead, 0), type, headDim}; }
+  // Stores what one row holds for a KV head, headDim floats each.
+  void store(int32_t kvHead, int64_t row, const float* key, const float* value) const {
+    storeKvRow(type, key, headDim, keys + offset(kvHead, row));
+    storeKvRow(type, value, headDim, values + offset(kvHead, row));
+  }
+
+ private:
+  int64_t offset(int32_t kvHead, int64_t row) const {
+    return (kvHead * capacityRows + row) * kvRowBytes(type, headDim);
+  }
 };
 
 // Memory that runAttention works in, kept between calls: it only grows. Not for two runs at once.
@@ -67,7 +83,8 @@ struct AttentionTask {
   float* output = nullptr;
   // Query heads, a multiple of kv.kvHeads: head h reads KV head h / (heads / kvHeads).
   int32_t heads = 0;
-  // Rows [0, segment.end) are filled; later ones are never read. headDim is a multiple of 4.
+  // Rows [0, segment.end) are filled; later ones are never read. headDim is a multiple of 4, at
+  // most kMaxHeadDim.
   KvLayer kv;
   // Positive, usually 1 / sqrt(headDim).
   float scale = 0.0f;

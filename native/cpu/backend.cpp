@@ -43,10 +43,10 @@ double meanMs(const Run& run) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(std::shared_ptr<const Weights> weights, int64_t capacityRows,
+CpuBackend::CpuBackend(std::shared_ptr<const Weights> weights, KvType kvCache, int64_t capacityRows,
                        int32_t threads, double ropeBaseScale)
     : weights_(std::move(weights)),
-      cache_(weights_->spec().layers, weights_->spec().kvHeads, weights_->spec().headDim,
+      cache_(kvCache, weights_->spec().layers, weights_->spec().kvHeads, weights_->spec().headDim,
              capacityRows),
       pool_(threads),
       activations_(weights_->spec()),

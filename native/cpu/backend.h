@@ -31,8 +31,8 @@ struct ForwardTimes {
 
 class CpuBackend {
  public:
-  CpuBackend(std::shared_ptr<const Weights> weights, int64_t capacityRows, int32_t threads,
-             double ropeBaseScale);
+  CpuBackend(std::shared_ptr<const Weights> weights, KvType kvCache, int64_t capacityRows,
+             int32_t threads, double ropeBaseScale);
 
   struct Request {
     Segment segment;

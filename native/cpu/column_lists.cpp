@@ -145,7 +145,7 @@ void SegmentRun::vote(int64_t block, int32_t kvHead, ThreadScratch& s) {
 
   for (int64_t column = block * kTileRows; column < (block + 1) * kTileRows; column += kTileKeys) {
     if (cancel_.isSet()) return;
-    const KeyRows keys{matrix(task_.kv.keys, kvHead), dim_, nullptr, column, kTileKeys};
+    const KeyRows keys{task_.kv.keysOf(kvHead), nullptr, column, kTileKeys};
     kernels_.packKeys(keys, scoreDims_, s.keys.data());
     for (int32_t head = kvHead * groupHeads_; head < (kvHead + 1) * groupHeads_; ++head) {
       const float* references = scratch_.references.data() + head * voterSlots_ + firstSlot;

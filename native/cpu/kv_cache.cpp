@@ -8,17 +8,20 @@
 
 namespace longsight {
 
-uint64_t KvCache::bytesFor(int32_t layers, int32_t kvHeads, int32_t headDim, int64_t capacityRows) {
-  return uint64_t{2} * sizeof(uint16_t) * static_cast<uint64_t>(layers) *
-         static_cast<uint64_t>(kvHeads) * static_cast<uint64_t>(headDim) *
+uint64_t KvCache::bytesFor(KvType type, int32_t layers, int32_t kvHeads, int32_t headDim,
+                           int64_t capacityRows) {
+  return uint64_t{2} * static_cast<uint64_t>(kvRowBytes(type, headDim)) *
+         static_cast<uint64_t>(layers) * static_cast<uint64_t>(kvHeads) *
          static_cast<uint64_t>(capacityRows);
 }
 
-KvCache::KvCache(int32_t layers, int32_t kvHeads, int32_t headDim, int64_t capacityRows)
-    : kvHeads_(kvHeads),
+KvCache::KvCache(KvType type, int32_t layers, int32_t kvHeads, int32_t headDim,
+                 int64_t capacityRows)
+    : type_(type),
+      kvHeads_(kvHeads),
       headDim_(headDim),
       capacityRows_(capacityRows),
-      bytes_(bytesFor(layers, kvHeads, headDim, capacityRows)),
+      bytes_(bytesFor(type, layers, kvHeads, headDim, capacityRows)),
       halfBytes_(bytes_ / 2) {
   memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -26,25 +29,21 @@ KvCache::KvCache(int32_t layers, int32_t kvHeads, int32_t headDim, int64_t capac
     throw Error(ErrorCode::notEnoughMemory,
                 "The key and value cache for " + std::to_string(capacityRows) + " tokens needs " +
                     std::to_string(bytes_) + " bytes, which the system did not give.",
-                "Use a smaller context size.");
+                type == KvType::q8 ? "Use a smaller context size."
+                                   : "Use a smaller context size or the KV cache type q8.");
   // Fewer page faults and TLB misses while attention walks through it; a hint only.
   madvise(memory_, bytes_, MADV_HUGEPAGE);
-  buffer_ = ggml_backend_cpu_buffer_from_ptr(memory_, bytes_);
 }
 
-KvCache::~KvCache() {
-  ggml_backend_buffer_free(buffer_);
-  munmap(memory_, bytes_);
-}
+KvCache::~KvCache() { munmap(memory_, bytes_); }
 
 KvLayer KvCache::layer(int32_t index) const {
-  const uint64_t elements = static_cast<uint64_t>(kvHeads_) * static_cast<uint64_t>(capacityRows_) *
-                            static_cast<uint64_t>(headDim_);
-  auto* keys = static_cast<uint16_t*>(memory_);
-  auto* values = keys + halfBytes_ / sizeof(uint16_t);
+  const int64_t offset = int64_t{index} * kvHeads_ * capacityRows_ * kvRowBytes(type_, headDim_);
+  auto* keys = static_cast<std::byte*>(memory_);
   KvLayer layer;
-  layer.keys = keys + elements * static_cast<uint64_t>(index);
-  layer.values = values + elements * static_cast<uint64_t>(index);
+  layer.type = type_;
+  layer.keys = keys + offset;
+  layer.values = keys + halfBytes_ + offset;
   layer.capacityRows = capacityRows_;
   layer.kvHeads = kvHeads_;
   layer.headDim = headDim_;

@@ -3,13 +3,7 @@
 #include <bit>
 #include <cmath>
 
-// The compiler makes a version for each of these and the loader picks one.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define LONGSIGHT_BY_PROCESSOR \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LONGSIGHT_BY_PROCESSOR
-#endif
+#include "cpu/by_processor.h"
 
 namespace longsight {
 namespace {
@@ -77,14 +71,6 @@ void swiglu(float* gate, const float* up, const float* gateBias, const float* up
     for (int64_t i = 0; i < width; ++i) gate[i] *= up[i] + upBias[i];
   else
     for (int64_t i = 0; i < width; ++i) gate[i] *= up[i];
-}
-
-LONGSIGHT_BY_PROCESSOR
-void toBf16(const float* x, uint16_t* out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(x[i]);
-    out[i] = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-  }
 }
 
 Rope::Rope(int32_t headDim, float base, float scale, const float* factors)

@@ -16,9 +16,6 @@ void addTo(float* x, const float* y, const float* bias, int64_t width);
 void swiglu(float* gate, const float* up, const float* gateBias, const float* upBias,
             int64_t width);
 
-// Rounds to nearest even.
-void toBf16(const float* x, uint16_t* out, int64_t count);
-
 // Rotary embedding of interleaved pairs (2i, 2i + 1), with ggml's arithmetic: f32 angles, each from
 // the one before, so that rows made here and by ggml's graphs agree.
 class Rope {

@@ -113,8 +113,8 @@ void SegmentRun::visit(ThreadScratch& s, int32_t kvHead, const Columns& columns,
     if (cancel_.isSet()) return;
     const auto count = static_cast<int32_t>(std::min<int64_t>(kTileKeys, columns.end - begin));
     const int32_t* list = columns.list != nullptr ? columns.list + begin : nullptr;
-    const KeyRows keys{matrix(task_.kv.keys, kvHead), dim_, list, begin, count};
-    const KeyRows values{matrix(task_.kv.values, kvHead), dim_, list, begin, count};
+    const KeyRows keys{task_.kv.keysOf(kvHead), list, begin, count};
+    const KeyRows values{task_.kv.valuesOf(kvHead), list, begin, count};
     const bool masked = begin < allFrom || begin + count > allTo;
     if (masked) {
       for (int64_t slot = 0; slot < slots; ++slot) {

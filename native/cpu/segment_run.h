@@ -43,9 +43,6 @@ class SegmentRun {
   const float* query(int64_t row, int32_t head) const {
     return task_.queries + ((row - task_.segment.begin) * task_.heads + head) * dim_;
   }
-  const uint16_t* matrix(const uint16_t* base, int32_t kvHead) const {
-    return base + int64_t{kvHead} * task_.kv.capacityRows * dim_;
-  }
   int32_t blockRows() const { return kernels_.blockRows; }
   const int32_t* columnsOf(int32_t head) const {
     return scratch_.columns.data() + head * scratch_.columnStride;

@@ -114,9 +114,7 @@ bool TransformerLayers::front(const RowBlock& block, int32_t layer, const KvCach
     for (int32_t head = 0; head < spec_.kvHeads; ++head) {
       float* key = keys + int64_t{head} * headDim;
       Rope::rotate(key, angles, headDim);
-      const int64_t offset = (head * kv.capacityRows + block.position + row) * headDim;
-      toBf16(key, kv.keys + offset, headDim);
-      toBf16(values + int64_t{head} * headDim, kv.values + offset, headDim);
+      kv.store(head, block.position + row, key, values + int64_t{head} * headDim);
     }
     if (!wantQueries) return;
     float* queries = activations_.queries(row);

@@ -11,8 +11,8 @@ namespace {
 // Left to everything else on the computer.
 constexpr uint64_t kReserveBytes = uint64_t{256} << 20;
 
-uint64_t kvBytes(const ModelSpec& spec, int64_t tokens) {
-  return KvCache::bytesFor(spec.layers, spec.kvHeads, spec.headDim, tokens);
+uint64_t kvBytes(const ModelSpec& spec, KvType type, int64_t tokens) {
+  return KvCache::bytesFor(type, spec.layers, spec.kvHeads, spec.headDim, tokens);
 }
 
 uint64_t scratchBytes(const ModelSpec& spec, const SampleAttentionParams& params, int64_t tokens) {
@@ -26,14 +26,14 @@ uint64_t scratchBytes(const ModelSpec& spec, const SampleAttentionParams& params
 }  // namespace
 
 MemoryEstimate estimateMemory(const ModelSpec& spec, const SampleAttentionParams& params,
-                              int64_t contextTokens, uint64_t loadedWeightBytes) {
+                              int64_t contextTokens, KvType kvCache, uint64_t loadedWeightBytes) {
   MemoryEstimate estimate;
   estimate.weightBytes = spec.weightBytes;
   estimate.availableBytes = availableMemoryBytes() + loadedWeightBytes;
   const uint64_t usable =
       estimate.availableBytes - std::min(estimate.availableBytes, kReserveBytes);
   auto needs = [&](int64_t tokens) {
-    return spec.weightBytes + kvBytes(spec, tokens) + scratchBytes(spec, params, tokens);
+    return spec.weightBytes + kvBytes(spec, kvCache, tokens) + scratchBytes(spec, params, tokens);
   };
   // The need grows with the tokens.
   int64_t low = 0, high = spec.contextTokens;
@@ -46,7 +46,7 @@ MemoryEstimate estimateMemory(const ModelSpec& spec, const SampleAttentionParams
   }
   estimate.largestContextTokens = low;
   estimate.contextTokens = contextTokens > 0 ? contextTokens : (low > 0 ? low : spec.contextTokens);
-  estimate.kvBytes = kvBytes(spec, estimate.contextTokens);
+  estimate.kvBytes = kvBytes(spec, kvCache, estimate.contextTokens);
   estimate.scratchBytes = scratchBytes(spec, params, estimate.contextTokens);
   estimate.fits = needs(estimate.contextTokens) <= usable;
   return estimate;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/params.h"
+#include "cpu/kv_rows.h"
 #include "model/gguf_file.h"
 
 namespace longsight {
@@ -22,6 +23,6 @@ struct MemoryEstimate {
 
 // contextTokens 0 = the model's context, or the largest that fits.
 MemoryEstimate estimateMemory(const ModelSpec& spec, const SampleAttentionParams& params,
-                              int64_t contextTokens, uint64_t loadedWeightBytes);
+                              int64_t contextTokens, KvType kvCache, uint64_t loadedWeightBytes);
 
 }  // namespace longsight

@@ -2,13 +2,14 @@
 
 namespace longsight {
 
-MemoryEstimate Model::estimate(int64_t contextTokens, const SampleAttentionParams& params) {
+MemoryEstimate Model::estimate(int64_t contextTokens, const SampleAttentionParams& params,
+                               KvType kvCache) {
   std::shared_ptr<const Weights> loaded;
   {
     const std::lock_guard lock(guard_);
     loaded = weights_;
   }
-  return estimateMemory(spec_, params, contextTokens, loaded ? loaded->bytes() : 0);
+  return estimateMemory(spec_, params, contextTokens, kvCache, loaded ? loaded->bytes() : 0);
 }
 
 std::shared_ptr<const Weights> Model::weights(

@@ -22,7 +22,8 @@ class Model {
   const ModelSpec& spec() const { return spec_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }
 
-  MemoryEstimate estimate(int64_t contextTokens, const SampleAttentionParams& params);
+  MemoryEstimate estimate(int64_t contextTokens, const SampleAttentionParams& params,
+                          KvType kvCache = KvType::bf16);
 
   // Loads on the first call; later ones share. Throws like Weights::load.
   std::shared_ptr<const Weights> weights(const CancelFlag& cancel,

@@ -30,9 +30,10 @@ Error invalid(const std::string& message) {
   return Error(ErrorCode::invalidParams, message, "Correct the value and try again.");
 }
 
-std::unique_ptr<CpuBackend> makeBackend(Model& model, int64_t contextTokens, int32_t threads,
-                                        double ropeBaseScale, const CancelFlag& cancel,
+std::unique_ptr<CpuBackend> makeBackend(Model& model, const SessionOptions& options,
+                                        const CancelFlag& cancel,
                                         const std::function<void(uint64_t, uint64_t)>& onProgress) {
+  const auto [contextTokens, threads, ropeBaseScale, kvCache] = options;
   if (threads < 1 || threads > kMaxThreads)
     throw invalid("threads is " + std::to_string(threads) + ", expected 1 to " +
                   std::to_string(kMaxThreads) + ".");
@@ -44,7 +45,7 @@ std::unique_ptr<CpuBackend> makeBackend(Model& model, int64_t contextTokens, int
   if (contextTokens < 0 || static_cast<double>(contextTokens) > longest)
     throw invalid("contextTokens is " + std::to_string(contextTokens) + ", expected 0 to " +
                   std::to_string(static_cast<int64_t>(longest)) + ", the model's context.");
-  const MemoryEstimate estimate = model.estimate(contextTokens, SampleAttentionParams{});
+  const MemoryEstimate estimate = model.estimate(contextTokens, SampleAttentionParams{}, kvCache);
   if (!estimate.fits || estimate.contextTokens < 1)
     throw Error(
         ErrorCode::notEnoughMemory,
@@ -59,17 +60,17 @@ std::unique_ptr<CpuBackend> makeBackend(Model& model, int64_t contextTokens, int
             ? "Use a context of at most " + std::to_string(estimate.largestContextTokens) +
                   " tokens."
             : "Choose a smaller model or quantization, or close other programs.");
-  return std::make_unique<CpuBackend>(model.weights(cancel, onProgress), estimate.contextTokens,
-                                      threads, ropeBaseScale);
+  return std::make_unique<CpuBackend>(model.weights(cancel, onProgress), kvCache,
+                                      estimate.contextTokens, threads, ropeBaseScale);
 }
 
 }  // namespace
 
-Session::Session(std::shared_ptr<Model> model, int64_t contextTokens, int32_t threads,
-                 double ropeBaseScale, const CancelFlag& cancel,
+Session::Session(std::shared_ptr<Model> model, const SessionOptions& options,
+                 const CancelFlag& cancel,
                  const std::function<void(uint64_t, uint64_t)>& onProgress)
     : model_(std::move(model)),
-      backend_(makeBackend(*model_, contextTokens, threads, ropeBaseScale, cancel, onProgress)),
+      backend_(makeBackend(*model_, options, cancel, onProgress)),
       prediction_(model_->spec().layers, model_->spec().heads) {}
 
 void Session::check(const Prompt& prompt, int64_t reserveTokens) const {

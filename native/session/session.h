@@ -92,12 +92,19 @@ struct ScoreOutcome {
   std::optional<double> top1Agreement;
 };
 
+// What stays the same for the life of a session.
+struct SessionOptions {
+  // Rows of the KV cache; 0 = what estimateMemory chooses.
+  int64_t contextTokens = 0;
+  int32_t threads = 1;
+  double ropeBaseScale = 1.0;
+  KvType kvCache = KvType::bf16;
+};
+
 class Session {
  public:
-  // contextTokens 0 = what estimateMemory chooses. Throws Error: invalidParams, notEnoughMemory and
-  // those of Model::weights.
-  Session(std::shared_ptr<Model> model, int64_t contextTokens, int32_t threads,
-          double ropeBaseScale, const CancelFlag& cancel,
+  // Throws Error: invalidParams, notEnoughMemory and those of Model::weights.
+  Session(std::shared_ptr<Model> model, const SessionOptions& options, const CancelFlag& cancel,
           const std::function<void(uint64_t, uint64_t)>& onProgress);
 
   int64_t contextTokens() const { return backend_->capacityRows(); }

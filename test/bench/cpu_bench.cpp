@@ -222,7 +222,7 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
     return std::span<const int32_t>(tokens).first(static_cast<size_t>(count));
   };
   const CancelFlag cancel;
-  Session session(model, most, threads, 1.0, cancel, nullptr);
+  Session session(model, {.contextTokens = most, .threads = threads}, cancel, nullptr);
   const std::unique_ptr<llama_model, decltype(&llama_model_free)> theirs(
       llama_model_load_from_file(path.c_str(), llama_model_default_params()), &llama_model_free);
   if (!theirs) throw std::runtime_error("libllama does not load " + path);

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kGuardFloats = 64;
 constexpr uint32_t kGuardBits = 0x7fc0dead;  // a NaN
 constexpr int64_t kGarbageRows = 70;
-constexpr uint16_t kNanBf16 = 0x7fc1;
+constexpr uint16_t kNan = 0x7fc1;  // as bf16 and as fp16
 
 // About normal, mean 0 and variance 1: the sum of four uniform numbers, from one draw.
 float draw(std::mt19937_64& random) {
@@ -51,12 +51,23 @@ AttentionCase::AttentionCase(const Shape& shape, const Segment& segment,
   const int64_t dim = shape.headDim;
   queries_.resize(static_cast<size_t>(rows * shape.heads * dim));
   for (float& x : queries_) x = draw(random);
-  keys_.assign(static_cast<size_t>(capacity * shape.kvHeads * dim), kNanBf16);
+  const int64_t cacheBytes = capacity * shape.kvHeads * kvRowBytes(shape.kvType, shape.headDim);
+  keys_.assign(static_cast<size_t>(cacheBytes) / sizeof(uint16_t), kNan);
   values_ = keys_;
-  for (int64_t head = 0; head < shape.kvHeads; ++head) {
-    for (int64_t i = head * capacity * dim; i < (head * capacity + segment.end) * dim; ++i) {
-      keys_[static_cast<size_t>(i)] = toBf16(draw(random));
-      values_[static_cast<size_t>(i)] = toBf16(draw(random));
+  task.kv = {reinterpret_cast<std::byte*>(keys_.data()),
+             reinterpret_cast<std::byte*>(values_.data()),
+             capacity,
+             shape.kvHeads,
+             shape.headDim,
+             shape.kvType};
+  std::vector<float> key(static_cast<size_t>(dim)), value(static_cast<size_t>(dim));
+  for (int32_t head = 0; head < shape.kvHeads; ++head) {
+    for (int64_t row = 0; row < segment.end; ++row) {
+      for (size_t i = 0; i < key.size(); ++i) {
+        key[i] = draw(random);
+        value[i] = draw(random);
+      }
+      task.kv.store(head, row, key.data(), value.data());
     }
   }
   output_.resize(queries_.size() + 2 * kGuardFloats);
@@ -67,7 +78,6 @@ AttentionCase::AttentionCase(const Shape& shape, const Segment& segment,
   task.queries = queries_.data();
   task.output = output_.data() + kGuardFloats;
   task.heads = shape.heads;
-  task.kv = {keys_.data(), values_.data(), capacity, shape.kvHeads, shape.headDim};
   task.scale = 1.0f / std::sqrt(static_cast<float>(dim));
   task.outputBegin = segment.begin;
   task.scratch = &scratch;

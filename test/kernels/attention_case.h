@@ -19,6 +19,7 @@ struct Shape {
   int32_t heads = 1;
   int32_t kvHeads = 1;
   int32_t headDim = 64;
+  KvType kvType = KvType::bf16;
 };
 
 // One layer of one segment. Rows of the cache after the segment are NaN, the output starts as NaN,
@@ -33,6 +34,7 @@ class AttentionCase {
 
   float* query(int64_t row, int32_t head);
   const float* output(int64_t row, int32_t head) const;
+  // Of a bf16 cache.
   uint16_t* key(int32_t kvHead, int64_t row);
   uint16_t* value(int32_t kvHead, int64_t row);
   // All outputs; fails the test when a guard word has changed.
@@ -55,6 +57,7 @@ class AttentionCase {
  private:
   std::vector<float> queries_;
   std::vector<float> output_;
+  // In units that rows of either type are a multiple of.
   std::vector<uint16_t> keys_;
   std::vector<uint16_t> values_;
 };

@@ -27,7 +27,11 @@ class Attention : public testing::TestWithParam<std::string> {
 std::string setName(const testing::TestParamInfo<std::string>& info) { return info.param; }
 INSTANTIATE_TEST_SUITE_P(Sets, Attention, testing::ValuesIn(kernelSets()), setName);
 
-constexpr Shape kShapes[] = {{9, 3, 64}, {14, 2, 64}, {32, 8, 128}, {1, 1, 64}, {1, 1, 128}};
+constexpr KvType kQ8 = KvType::q8;
+constexpr Shape kShapes[] = {{9, 3, 64},      {14, 2, 64},      {16, 4, 128},    {1, 1, 64},
+                             {1, 1, 128},     {6, 3, 80},       {6, 2, 96},      {3, 1, 256},
+                             {9, 3, 64, kQ8}, {4, 2, 128, kQ8}, {6, 3, 80, kQ8}, {2, 1, 256, kQ8}};
+constexpr Shape kBigShapes[] = {{9, 3, 64}, {32, 8, 128}, {2, 1, 80}, {2, 1, 256}, {2, 1, 80, kQ8}};
 
 TEST_P(Attention, DenseOfUglySizes) {
   for (const Shape& shape : kShapes) {
@@ -57,7 +61,7 @@ TEST_P(Attention, SparseOfUglySizes) {
 
 TEST_P(Attention, ManyRowsSparseAndDense) {
   constexpr int64_t kRows = 4097;
-  for (const Shape& shape : kShapes) {
+  for (const Shape& shape : kBigShapes) {
     SCOPED_TRACE(testing::Message()
                  << shape.heads << '/' << shape.kvHeads << " d " << shape.headDim);
     SampleAttentionParams params;
@@ -95,15 +99,16 @@ TEST_P(Attention, RandomTasks) {
     params.auditRows = static_cast<int32_t>(pick(0, 3) == 0 ? pick(100, 256) : pick(0, 9));
     const auto kvHeads = static_cast<int32_t>(pick(1, 3));
     const Shape shape{kvHeads * static_cast<int32_t>(pick(1, 5)), kvHeads,
-                      static_cast<int32_t>(4 * pick(4, 36))};
+                      static_cast<int32_t>(4 * pick(1, 64)), pick(0, 1) == 0 ? KvType::bf16 : kQ8};
     const int64_t begin = pick(0, 1000);
     const Segment segment =
         sparse(begin, begin + pick(1, 900), static_cast<int32_t>(pick(1, 20)), pick(128, 300));
     SCOPED_TRACE(testing::Message()
-                 << shape.heads << '/' << shape.kvHeads << " d " << shape.headDim << " rows "
-                 << segment.begin << " to " << segment.end << " stride " << segment.stride
-                 << " window " << segment.windowTokens << " sinks " << params.sinkTokens
-                 << " epsilon " << params.epsilon);
+                 << shape.heads << '/' << shape.kvHeads << " d " << shape.headDim
+                 << (shape.kvType == kQ8 ? " q8" : " bf16") << " rows " << segment.begin << " to "
+                 << segment.end << " stride " << segment.stride << " window "
+                 << segment.windowTokens << " sinks " << params.sinkTokens << " epsilon "
+                 << params.epsilon);
     AttentionCase c(shape, segment, params, random);
     c.task.ropeStyle = pick(0, 1) == 0 ? RopeStyle::neox : RopeStyle::interleaved;
     ASSERT_TRUE(c.run(static_cast<int32_t>(pick(1, 3))));

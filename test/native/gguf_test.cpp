@@ -198,8 +198,9 @@ TEST(Gguf, FlippedBytesNeverCrash) {
         prompt.borders = {static_cast<int64_t>(tokens.size())};
         prompt.denseFrom = 0;
         const CancelFlag never;
-        Session session(model, std::min<int64_t>(64, model->spec().contextTokens), 1, 1.0, never,
-                        nullptr);
+        Session session(model,
+                        {.contextTokens = std::min<int64_t>(64, model->spec().contextTokens)},
+                        never, nullptr);
         GenerateOptions options;
         options.maxTokens = 3;
         session.generate(prompt, options, {});
@@ -229,7 +230,7 @@ TEST(Gguf, FileOf400GigabytesIsRefusedBeforeReading) {
   EXPECT_EQ(model->estimate(0, {}).largestContextTokens, 0);
   const CancelFlag never;
   try {
-    Session session(model, 0, 1, 1.0, never, nullptr);
+    Session session(model, {}, never, nullptr);
     FAIL() << "loaded";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::notEnoughMemory);

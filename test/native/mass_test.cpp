@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <iostream>
 #include <thread>
@@ -26,7 +25,8 @@ std::shared_ptr<Model> realModel() {
 
 std::unique_ptr<Session> newSession(int64_t contextTokens = 4096) {
   const CancelFlag never;
-  return std::make_unique<Session>(realModel(), contextTokens, 2, 1.0, never, nullptr);
+  return std::make_unique<Session>(
+      realModel(), SessionOptions{.contextTokens = contextTokens, .threads = 2}, never, nullptr);
 }
 
 SampleAttentionParams paper() {
@@ -90,7 +90,7 @@ TEST(MassPolicy, ListsAreTheSmallestOnRealQueriesAndKeys) {
   activations.reserve(kRows);
   ThreadPool pool(2);
   TransformerLayers layers(weights, activations, pool, spec.ropeBase);
-  const KvCache cache(spec.layers, spec.kvHeads, spec.headDim, kRows);
+  const KvCache cache(KvType::bf16, spec.layers, spec.kvHeads, spec.headDim, kRows);
   AttentionScratch scratch;
   const bool rounds = scratch.state().kernels->roundsQueries;
   const auto forBlocks = [&](const auto& run) {
@@ -121,10 +121,10 @@ TEST(MassPolicy, ListsAreTheSmallestOnRealQueriesAndKeys) {
 
     std::vector<float> queries(task.queries, task.queries + kRows * spec.heads * spec.headDim);
     if (rounds) {
-      std::vector<uint16_t> bits(queries.size());
-      toBf16(queries.data(), bits.data(), static_cast<int64_t>(bits.size()));
-      for (size_t i = 0; i < bits.size(); ++i)
-        queries[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+      const auto count = static_cast<int32_t>(queries.size());
+      std::vector<std::byte> bits(queries.size() * sizeof(uint16_t));
+      storeKvRow(KvType::bf16, queries.data(), count, bits.data());
+      loadKvRow(KvType::bf16, bits.data(), count, queries.data());
     }
     AttentionTask rounded = task;
     rounded.queries = queries.data();

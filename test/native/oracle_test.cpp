@@ -30,7 +30,7 @@ Dense densePrompt(const std::string& path, int64_t tokens) {
 
 std::vector<float> engineLogits(const Dense& dense, int64_t from) {
   const CancelFlag never;
-  Session session(dense.model, 2048, 2, 1.0, never, nullptr);
+  Session session(dense.model, {.contextTokens = 2048, .threads = 2}, never, nullptr);
   return session.logits(dense.prompt, from);
 }
 
@@ -67,7 +67,7 @@ TEST(Oracle, ScoreIsTheMeanNllOfTheTail) {
   const Dense dense = densePrompt(realModelPath(), 400);
   const int64_t tail = 101;
   const CancelFlag never;
-  Session session(dense.model, 1024, 2, 1.0, never, nullptr);
+  Session session(dense.model, {.contextTokens = 1024, .threads = 2}, never, nullptr);
   const ScoreOutcome outcome = session.score(dense.prompt, tail, true, {});
   const std::vector<float> logits = engineLogits(dense, 400 - tail);
   EXPECT_NEAR(outcome.nll,

@@ -24,9 +24,10 @@ std::shared_ptr<Model> realModel() {
   return model;
 }
 
-std::unique_ptr<Session> newSession(int64_t contextTokens = 4096) {
+std::unique_ptr<Session> newSession(int64_t contextTokens = 4096, KvType kvCache = KvType::bf16) {
   const CancelFlag never;
-  return std::make_unique<Session>(realModel(), contextTokens, 2, 1.0, never, nullptr);
+  const SessionOptions options{.contextTokens = contextTokens, .threads = 2, .kvCache = kvCache};
+  return std::make_unique<Session>(realModel(), options, never, nullptr);
 }
 
 std::vector<int32_t> tokenize(const std::string& text) {

@@ -29,7 +29,7 @@ LogitComparison compareWithLibllama(const TinyModel& tiny, const std::string& na
   prompt.denseFrom = 100;
   prompt.params.policy = Policy::dense;
   const CancelFlag never;
-  Session session(model, 256, 2, 1.0, never, nullptr);
+  Session session(model, {.contextTokens = 256, .threads = 2}, never, nullptr);
   return compareLogits(session.logits(prompt, 0), llamaLogits(path, prompt.tokens, 0),
                        kTinyVocabulary);
 }

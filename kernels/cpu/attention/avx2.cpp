@@ -40,10 +40,17 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
 
+  static Type loadIntegers(const int8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static float halfToFloat(uint16_t half) { return _cvtsh_ss(half); }
+
   // 8 rows x 8 dims to [dim][16 columns].
-  static void transpose8(const uint16_t* const* rows, int32_t dim, float* packed) {
+  template <typename Element>
+  static void transpose8(const Element* const* rows, int32_t dim, float* packed) {
     Type r[8];
-    for (int i = 0; i < 8; ++i) r[i] = rows[i] != nullptr ? loadBf16(rows[i] + dim) : zero();
+    for (int i = 0; i < 8; ++i) r[i] = rows[i] != nullptr ? loadWide<Avx2>(rows[i] + dim) : zero();
     Type pairs[8];
     for (int i = 0; i < 8; i += 2) {
       pairs[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
@@ -62,7 +69,8 @@ struct Avx2 {
     }
   }
 
-  static void transposePanel(const uint16_t* const* rows, DimRanges dims, float* packed) {
+  template <typename Element>
+  static void transposePanel(const Element* const* rows, DimRanges dims, float* packed) {
     for (const DimRange& range : dims.ranges) {
       int32_t dim = range.begin;
       for (; dim + 8 <= range.end; dim += 8, packed += 8 * 16) {
@@ -71,7 +79,7 @@ struct Avx2 {
       }
       for (; dim < range.end; ++dim) {
         for (int i = 0; i < 16; ++i) {
-          *packed++ = rows[i] != nullptr ? bf16ToFloat(rows[i][dim]) : 0.0f;
+          *packed++ = rows[i] != nullptr ? wide(rows[i][dim]) : 0.0f;
         }
       }
     }

@@ -159,13 +159,37 @@ void packFewQueries(const float* const* rows, int32_t count, int32_t headDim, fl
   }
 }
 
+// A row of q8 rounded to bf16; values has room for kMaxHeadDim.
+void round(const std::byte* row, int32_t headDim, uint16_t* values) {
+  for (int32_t begin = 0; begin < headDim; begin += kQ8Block) {
+    const __mmask32 inBlock = firstLanes(headDim - begin);
+    const __m256i integers = _mm256_maskz_loadu_epi8(inBlock, integersOf(row) + begin);
+    const __m512 scale = _mm512_set1_ps(_cvtsh_ss(halfScaleOf(row, headDim, begin)));
+    const __m512 low = _mm512_mul_ps(
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(integers))), scale);
+    const __m512 high = _mm512_mul_ps(
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(integers, 1))), scale);
+    _mm512_storeu_si512(values + begin, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+}
+
 void packKeys(const KeyRows& keys, DimRanges dims, void* target) {
   const int32_t count = dims.count();
   const int32_t pairs = (count + 1) / 2;
   const DimRange first = dims.ranges[0];
   const DimRange second = dims.ranges[1];
   const int32_t firstCount = first.end - first.begin;
+  uint16_t rounded[kLanes][kMaxHeadDim];
   for (int32_t key = 0; key < keys.count; key += kLanes) {
+    const uint16_t* rows[kLanes] = {};
+    for (int32_t i = 0; i < kLanes && key + i < keys.count; ++i) {
+      const std::byte* row = keyRow(keys, key + i);
+      rows[i] = bf16Of(row);
+      if (keys.matrix.type == KvType::q8) {
+        round(row, keys.matrix.headDim, rounded[i]);
+        rows[i] = rounded[i];
+      }
+    }
     for (int32_t dim = 0; dim < count; dim += 32) {
       // Of 32 dims, those of the first range and those of the second.
       const __mmask32 inFirst = firstLanes(firstCount - dim);
@@ -176,11 +200,10 @@ void packKeys(const KeyRows& keys, DimRanges dims, void* target) {
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
         columns[i] = _mm512_setzero_si512();
-        if (key + i >= keys.count) continue;
-        const uint16_t* row = keyRow(keys, key + i);
-        columns[i] = _mm512_maskz_loadu_epi16(inFirst, row + firstOffset);
+        if (rows[i] == nullptr) continue;
+        columns[i] = _mm512_maskz_loadu_epi16(inFirst, rows[i] + firstOffset);
         if (inSecond != 0) {
-          columns[i] = _mm512_mask_loadu_epi16(columns[i], inSecond, row + secondOffset);
+          columns[i] = _mm512_mask_loadu_epi16(columns[i], inSecond, rows[i] + secondOffset);
         }
       }
       transpose16x16(columns);
@@ -194,17 +217,25 @@ void packKeys(const KeyRows& keys, DimRanges dims, void* target) {
 }
 
 void packValues(const KeyRows& values, void* target) {
-  const int32_t padded = roundUpTo(values.headDim, kDimMultiple);
+  const int32_t headDim = values.matrix.headDim;
+  const int32_t padded = roundUpTo(headDim, kDimMultiple);
+  uint16_t rounded[2][kMaxHeadDim];
   for (int32_t key = 0; key < values.count; key += 2) {
-    const uint16_t* even = keyRow(values, key);
     const bool hasOdd = key + 1 < values.count;
-    const uint16_t* odd = hasOdd ? keyRow(values, key + 1) : even;
+    const std::byte* rows[2] = {keyRow(values, key), keyRow(values, hasOdd ? key + 1 : key)};
+    const uint16_t* even = bf16Of(rows[0]);
+    const uint16_t* odd = bf16Of(rows[1]);
+    if (values.matrix.type == KvType::q8) {
+      for (int i = 0; i < 2; ++i) round(rows[i], headDim, rounded[i]);
+      even = rounded[0];
+      odd = rounded[1];
+    }
     auto* chunk = static_cast<uint16_t*>(target);
     for (int32_t begin = 0; begin < padded; begin += kChunk, chunk += kTileKeys * kChunk) {
       const int32_t width = padded - begin < kChunk ? padded - begin : kChunk;
       uint16_t* packed = chunk + key * width;
       for (int32_t dim = begin; dim < begin + width; dim += kLanes, packed += 2 * kLanes) {
-        const auto mask = static_cast<__mmask16>(firstLanes(values.headDim - dim) & 0xffff);
+        const auto mask = static_cast<__mmask16>(firstLanes(headDim - dim) & 0xffff);
         const auto oddMask = static_cast<__mmask16>(hasOdd ? mask : 0);
         const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + dim));
         const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(oddMask, odd + dim));

@@ -5,8 +5,9 @@
 // sources that are compiled for different instruction sets could run where its instructions do not
 // exist.
 //
-// V has: kLanes, load, loadBf16, store, broadcast, zero, add, subtract, multiply, multiplyAdd(a, b,
-// c) = a * b + c, max, power2(t) = 2^n as bits from t = n + kRoundMagic, horizontal sum and max.
+// V has: kLanes, load, loadBf16, loadIntegers (of int8), store, broadcast, zero, add, subtract,
+// multiply, multiplyAdd(a, b, c) = a * b + c, max, power2(t) = 2^n as bits from t = n +
+// kRoundMagic, horizontal sum and max, halfToFloat(fp16), transposePanel.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,18 @@ inline float bf16ToFloat(uint16_t bits) {
   float value;
   std::memcpy(&value, &wide, sizeof(value));
   return value;
+}
+
+inline float wide(uint16_t bf16) { return bf16ToFloat(bf16); }
+inline float wide(float value) { return value; }
+
+template <typename V>
+inline typename V::Type loadWide(const uint16_t* bf16) {
+  return V::loadBf16(bf16);
+}
+template <typename V>
+inline typename V::Type loadWide(const float* values) {
+  return V::load(values);
 }
 
 // 2^x for x <= 0, relative error below 3e-7; 0 below -126.5 and for -inf. The polynomial of degree
@@ -90,16 +103,39 @@ struct Blocked {
     }
   }
 
+  // A row of q8 as f32.
+  static void widen(const std::byte* row, int32_t headDim, float* values) {
+    for (int32_t begin = 0; begin < headDim; begin += kQ8Block) {
+      const float scale = V::halfToFloat(halfScaleOf(row, headDim, begin));
+      const int32_t end = begin + kQ8Block < headDim ? begin + kQ8Block : headDim;
+      int32_t dim = begin;
+      for (; dim + V::kLanes <= end; dim += V::kLanes) {
+        const auto integers = V::loadIntegers(integersOf(row) + dim);
+        V::store(values + dim, V::multiply(integers, V::broadcast(scale)));
+      }
+      for (; dim < end; ++dim) values[dim] = static_cast<float>(integersOf(row)[dim]) * scale;
+    }
+  }
+
   // [panel][dim][column]
   static void packKeys(const KeyRows& keys, DimRanges dims, void* target) {
     auto* packed = static_cast<float*>(target);
     const int32_t count = dims.count();
     for (int32_t begin = 0; begin < keys.count; begin += kPanel, packed += kPanel * count) {
-      const uint16_t* rows[kPanel];
-      for (int32_t i = 0; i < kPanel; ++i) {
-        rows[i] = begin + i < keys.count ? keyRow(keys, begin + i) : nullptr;
+      const int32_t rows = keys.count - begin < kPanel ? keys.count - begin : kPanel;
+      if (keys.matrix.type == KvType::q8) {
+        float values[kPanel][kMaxHeadDim];
+        const float* pointers[kPanel] = {};
+        for (int32_t i = 0; i < rows; ++i) {
+          widen(keyRow(keys, begin + i), keys.matrix.headDim, values[i]);
+          pointers[i] = values[i];
+        }
+        V::transposePanel(pointers, dims, packed);
+      } else {
+        const uint16_t* pointers[kPanel] = {};
+        for (int32_t i = 0; i < rows; ++i) pointers[i] = bf16Of(keyRow(keys, begin + i));
+        V::transposePanel(pointers, dims, packed);
       }
-      V::transposePanel(rows, dims, packed);
     }
   }
 
@@ -107,18 +143,28 @@ struct Blocked {
   static void packValues(const KeyRows& values, void* panels) {
     auto* packed = static_cast<float*>(panels);
     for (int32_t key = 0; key < values.count; ++key) {
-      const uint16_t* row = keyRow(values, key);
-      float* target = packed + key * kPanel;
-      const int32_t padded = (values.headDim + kDimMultiple - 1) / kDimMultiple * kDimMultiple;
-      for (int32_t dim = 0; dim < padded; dim += kPanel, target += kPanel * kTileKeys) {
-        if (dim + kPanel <= values.headDim) {
-          V::store(target, V::loadBf16(row + dim));
-          V::store(target + V::kLanes, V::loadBf16(row + dim + V::kLanes));
-          continue;
-        }
-        for (int32_t i = 0; i < kPanel; ++i) {
-          target[i] = dim + i < values.headDim ? bf16ToFloat(row[dim + i]) : 0.0f;
-        }
+      const std::byte* row = keyRow(values, key);
+      if (values.matrix.type == KvType::q8) {
+        float unpacked[kMaxHeadDim];
+        widen(row, values.matrix.headDim, unpacked);
+        packValue(unpacked, values.matrix.headDim, packed + key * kPanel);
+      } else {
+        packValue(bf16Of(row), values.matrix.headDim, packed + key * kPanel);
+      }
+    }
+  }
+
+  template <typename Element>
+  static void packValue(const Element* row, int32_t headDim, float* target) {
+    const int32_t padded = (headDim + kDimMultiple - 1) / kDimMultiple * kDimMultiple;
+    for (int32_t dim = 0; dim < padded; dim += kPanel, target += kPanel * kTileKeys) {
+      if (dim + kPanel <= headDim) {
+        V::store(target, loadWide<V>(row + dim));
+        V::store(target + V::kLanes, loadWide<V>(row + dim + V::kLanes));
+        continue;
+      }
+      for (int32_t i = 0; i < kPanel; ++i) {
+        target[i] = dim + i < headDim ? wide(row[dim + i]) : 0.0f;
       }
     }
   }
@@ -220,18 +266,35 @@ struct Blocked {
     }
   }
 
+  // Two vectors of a stored row, from a multiple of kPanel on. Blocks of q8 have whole panels.
+  struct Pair {
+    typename V::Type low, high;
+  };
+  template <KvType kType>
+  static Pair loadPair(const std::byte* row, int32_t headDim, int32_t dim) {
+    static_assert(kQ8Block % kPanel == 0);
+    if constexpr (kType == KvType::q8) {
+      const auto scale = V::broadcast(V::halfToFloat(halfScaleOf(row, headDim, dim)));
+      const int8_t* integers = integersOf(row) + dim;
+      return {V::multiply(V::loadIntegers(integers), scale),
+              V::multiply(V::loadIntegers(integers + V::kLanes), scale)};
+    } else {
+      return {V::loadBf16(bf16Of(row) + dim), V::loadBf16(bf16Of(row) + dim + V::kLanes)};
+    }
+  }
+
   // Scores of kFew rows, [row][kTileKeys].
-  template <int kFew>
+  template <int kFew, KvType kType>
   static void scoreFew(const float* queries, const KeyRows& keys, float* scores) {
+    const int32_t headDim = keys.matrix.headDim;
     for (int32_t key = 0; key < keys.count; ++key) {
-      const uint16_t* stored = keyRow(keys, key);
+      const std::byte* stored = keyRow(keys, key);
       typename V::Type sum[kFew][2];
       for (auto& row : sum) row[0] = row[1] = V::zero();
-      for (int32_t dim = 0; dim < keys.headDim; dim += kPanel) {
-        const auto key0 = V::loadBf16(stored + dim);
-        const auto key1 = V::loadBf16(stored + dim + V::kLanes);
+      for (int32_t dim = 0; dim < headDim; dim += kPanel) {
+        const auto [key0, key1] = loadPair<kType>(stored, headDim, dim);
         for (int row = 0; row < kFew; ++row) {
-          const float* query = queries + row * keys.headDim + dim;
+          const float* query = queries + row * headDim + dim;
           sum[row][0] = V::multiplyAdd(V::load(query), key0, sum[row][0]);
           sum[row][1] = V::multiplyAdd(V::load(query + V::kLanes), key1, sum[row][1]);
         }
@@ -242,19 +305,18 @@ struct Blocked {
     }
   }
 
-  template <int kFew>
+  template <int kFew, KvType kType>
   static void addFewValues(const float* weights, const KeyRows& values, float* output,
                            int64_t stride) {
-    for (int32_t dim = 0; dim < values.headDim; dim += kPanel) {
+    const int32_t headDim = values.matrix.headDim;
+    for (int32_t dim = 0; dim < headDim; dim += kPanel) {
       typename V::Type sum[kFew][2];
       for (int row = 0; row < kFew; ++row) {
         sum[row][0] = V::load(output + row * stride + dim);
         sum[row][1] = V::load(output + row * stride + dim + V::kLanes);
       }
       for (int32_t key = 0; key < values.count; ++key) {
-        const uint16_t* stored = keyRow(values, key) + dim;
-        const auto value0 = V::loadBf16(stored);
-        const auto value1 = V::loadBf16(stored + V::kLanes);
+        const auto [value0, value1] = loadPair<kType>(keyRow(values, key), headDim, dim);
         for (int row = 0; row < kFew; ++row) {
           const auto weight = V::broadcast(weights[row * kTileKeys + key]);
           sum[row][0] = V::multiplyAdd(weight, value0, sum[row][0]);
@@ -268,12 +330,12 @@ struct Blocked {
     }
   }
 
-  template <int kFew>
+  template <int kFew, KvType kType>
   static void attendGroup(const FewTile& tile, int32_t row0) {
     const int32_t columns = (tile.keys.count + V::kLanes - 1) / V::kLanes * V::kLanes;
     const int64_t stride = tile.state.outputStride;
     float* output = tile.state.output + row0 * stride;
-    scoreFew<kFew>(tile.queries + row0 * tile.keys.headDim, tile.keys, tile.scores);
+    scoreFew<kFew, kType>(tile.queries + row0 * tile.keys.matrix.headDim, tile.keys, tile.scores);
     for (int row = 0; row < kFew; ++row) {
       const int32_t end =
           tile.visibleEnd != nullptr ? tile.visibleEnd[row0 + row] : tile.keys.count;
@@ -283,22 +345,28 @@ struct Blocked {
       weigh(scores, columns, tile.state.maximum + row0 + row, tile.state.sum + row0 + row,
             output + row * stride, stride);
     }
-    addFewValues<kFew>(tile.scores, tile.values, output, stride);
+    addFewValues<kFew, kType>(tile.scores, tile.values, output, stride);
   }
 
-  static void attendFew(const FewTile& tile) {
+  template <KvType kType>
+  static void attendFewOf(const FewTile& tile) {
     int32_t row = 0;
-    for (; row + 4 <= tile.rows; row += 4) attendGroup<4>(tile, row);
+    for (; row + 4 <= tile.rows; row += 4) attendGroup<4, kType>(tile, row);
     switch (tile.rows - row) {
       case 3:
-        return attendGroup<3>(tile, row);
+        return attendGroup<3, kType>(tile, row);
       case 2:
-        return attendGroup<2>(tile, row);
+        return attendGroup<2, kType>(tile, row);
       case 1:
-        return attendGroup<1>(tile, row);
+        return attendGroup<1, kType>(tile, row);
       default:
         return;
     }
+  }
+
+  static void attendFew(const FewTile& tile) {
+    if (tile.keys.matrix.type == KvType::q8) return attendFewOf<KvType::q8>(tile);
+    attendFewOf<KvType::bf16>(tile);
   }
 
   // Adds the rows' votes by add(votes so far, scores minus reference), for a vector of columns.

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "attention/score_dims.h"
+#include "cpu/kv_rows.h"
 #include "kernels/cpu/instruction_set.h"
 
 namespace longsight {
@@ -21,11 +22,10 @@ inline constexpr int32_t kFewRows = 8;
 // Values are packed with zeros up to a multiple of this many dimensions.
 inline constexpr int32_t kDimMultiple = 16;
 
-// Rows of a bf16 matrix [row][headDim]: count <= kTileKeys of them, either the listed ones or those
-// from `first` on. No other row is read.
+// Rows of keys or values: count <= kTileKeys of them, either the listed ones or those from `first`
+// on. No other row is read.
 struct KeyRows {
-  const uint16_t* matrix;
-  int32_t headDim;
+  KvMatrix matrix;
   const int32_t* columns;  // null: consecutive rows
   int64_t first;           // of consecutive rows
   int32_t count;

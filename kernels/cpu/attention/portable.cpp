@@ -40,11 +40,27 @@ struct Portable {
   static Type loadBf16(const uint16_t* p) {
     return Type{bf16ToFloat(p[0]), bf16ToFloat(p[1]), bf16ToFloat(p[2]), bf16ToFloat(p[3])};
   }
-  static void transposePanel(const uint16_t* const* rows, DimRanges dims, float* packed) {
+  static Type loadIntegers(const int8_t* p) {
+    return Type{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                static_cast<float>(p[3])};
+  }
+  static float halfToFloat(uint16_t half) {
+    const uint32_t exponent = half >> 10 & 0x1f;
+    const uint32_t fraction = half & 0x3ff;
+    // The scales of stored rows are finite and not negative.
+    if (exponent == 0) return static_cast<float>(fraction) * 0x1p-24f;
+    const uint32_t bits = (exponent + 112) << 23 | fraction << 13;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+
+  template <typename Element>
+  static void transposePanel(const Element* const* rows, DimRanges dims, float* packed) {
     for (const DimRange& range : dims.ranges) {
       for (int32_t dim = range.begin; dim < range.end; ++dim) {
         for (int i = 0; i < 2 * kLanes; ++i) {
-          *packed++ = rows[i] != nullptr ? bf16ToFloat(rows[i][dim]) : 0.0f;
+          *packed++ = rows[i] != nullptr ? wide(rows[i][dim]) : 0.0f;
         }
       }
     }

@@ -21,7 +21,10 @@ double tileSeconds(const AttentionKernels& kernels) {
   std::vector<float> maximum(rows, -std::numeric_limits<float>::infinity()), sum(rows);
   std::vector<float> output(rows * kDims);
   std::vector<float> scores(static_cast<size_t>(kernels.blockRows) * kTileKeys);
-  const KeyRows matrixRows{matrix.data(), kDims, nullptr, 0, kTileKeys};
+  const KeyRows matrixRows{{reinterpret_cast<const std::byte*>(matrix.data()), KvType::bf16, kDims},
+                           nullptr,
+                           0,
+                           kTileKeys};
   kernels.packQueries(queryRows.data(), blocks, allDims(kDims), 1.0f, queries.data());
   kernels.packKeys(matrixRows, allDims(kDims), keys.data());
   kernels.packValues(matrixRows, values.data());

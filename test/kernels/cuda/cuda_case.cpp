@@ -136,8 +136,8 @@ AttentionTask CudaCase::taskOf(const Segment& segment) const {
   task.params = &options_.params;
   task.queries = queries_.data() + segment.begin * options_.shape.heads * options_.shape.headDim;
   task.heads = options_.shape.heads;
-  task.kv.keys = const_cast<uint16_t*>(keys_.data());
-  task.kv.values = const_cast<uint16_t*>(values_.data());
+  task.kv.keys = reinterpret_cast<std::byte*>(const_cast<uint16_t*>(keys_.data()));
+  task.kv.values = reinterpret_cast<std::byte*>(const_cast<uint16_t*>(values_.data()));
   task.kv.capacityRows = options_.tokens;
   task.kv.kvHeads = options_.shape.kvHeads;
   task.kv.headDim = options_.shape.headDim;
@@ -384,7 +384,7 @@ void CudaCase::checkOutputs(CaseResult& result) {
         const int64_t kvHead = item.head / (task.heads / task.kv.kvHeads);
         for (int64_t column = 0; column <= item.row; ++column) {
           const uint16_t* key =
-              task.kv.keys + (kvHead * task.kv.capacityRows + column) * task.kv.headDim;
+              keys_.data() + (kvHead * task.kv.capacityRows + column) * task.kv.headDim;
           double dot = 0;
           for (int32_t d = 0; d < task.kv.headDim; ++d) dot += double{query[d]} * fromBf16(key[d]);
           scores.push_back(dot * task.scale);
