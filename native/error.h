@@ -18,6 +18,10 @@ enum class ErrorCode {
   notEnoughMemory,
   promptTooLong,
   unreadableFile,
+  writeFailed,
+  notSessionFile,
+  damagedSessionFile,
+  otherSessionFile,
   deviceUnavailable,
   cancelled,
   internal,
@@ -45,6 +49,14 @@ inline const char* codeName(ErrorCode code) {
       return "promptTooLong";
     case ErrorCode::unreadableFile:
       return "unreadableFile";
+    case ErrorCode::writeFailed:
+      return "writeFailed";
+    case ErrorCode::notSessionFile:
+      return "notSessionFile";
+    case ErrorCode::damagedSessionFile:
+      return "damagedSessionFile";
+    case ErrorCode::otherSessionFile:
+      return "otherSessionFile";
     case ErrorCode::deviceUnavailable:
       return "deviceUnavailable";
     case ErrorCode::cancelled:

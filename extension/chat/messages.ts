@@ -65,6 +65,10 @@ export function remediesOf(code: ErrorCode): Remedy[] {
       return ['openFolder', 'askAgain'];
     case 'engineCrashed':
     case 'unreadableFile':
+    case 'writeFailed':
+    case 'notSessionFile':
+    case 'damagedSessionFile':
+    case 'otherSessionFile':
     case 'internal':
       return ['askAgain', 'showLog'];
     case 'addonFailedToLoad':

@@ -67,6 +67,8 @@ class CpuBackend {
   const ModelSpec& spec() const { return weights_->spec(); }
   int64_t capacityRows() const { return cache_.capacityRows(); }
   uint64_t kvBytes() const { return cache_.bytes(); }
+  // For saving and restoring whole rows.
+  std::vector<KvPlane> cachePlanes() const { return cache_.planes(); }
   uint64_t weightBytes() const { return weights_->bytes(); }
   uint64_t scratchBytes() const;
   // At most, for segments of up to `segmentRows` rows of this session.

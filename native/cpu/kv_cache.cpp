@@ -37,6 +37,15 @@ KvCache::KvCache(KvType type, int32_t layers, int32_t kvHeads, int32_t headDim,
 
 KvCache::~KvCache() { munmap(memory_, bytes_); }
 
+std::vector<KvPlane> KvCache::planes() const {
+  const auto rowBytes = static_cast<uint64_t>(kvRowBytes(type_, headDim_));
+  const uint64_t planeBytes = rowBytes * static_cast<uint64_t>(capacityRows_);
+  std::vector<KvPlane> planes;
+  for (uint64_t at = 0; at < bytes_; at += planeBytes)
+    planes.push_back({static_cast<std::byte*>(memory_) + at, rowBytes});
+  return planes;
+}
+
 KvLayer KvCache::layer(int32_t index) const {
   const int64_t offset = int64_t{index} * kvHeads_ * capacityRows_ * kvRowBytes(type_, headDim_);
   auto* keys = static_cast<std::byte*>(memory_);

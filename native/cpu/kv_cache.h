@@ -1,11 +1,19 @@
 // Keys (after RoPE) and values of all layers, laid out [layer][kvHead][row].
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/attention.h"
 
 namespace longsight {
+
+// The keys or values of one layer and KV head: row r begins at rows + r * rowBytes.
+struct KvPlane {
+  std::byte* rows = nullptr;
+  uint64_t rowBytes = 0;
+};
 
 class KvCache {
  public:
@@ -17,6 +25,8 @@ class KvCache {
   KvCache& operator=(const KvCache&) = delete;
 
   KvLayer layer(int32_t index) const;
+  // All that the cache holds: keys and then values, each by layer and KV head.
+  std::vector<KvPlane> planes() const;
   KvType type() const { return type_; }
   int64_t capacityRows() const { return capacityRows_; }
   // Reserved; what is resident grows with the rows written.

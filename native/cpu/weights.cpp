@@ -102,6 +102,15 @@ std::shared_ptr<const Weights> Weights::load(
   return weights;
 }
 
+std::vector<std::span<const std::byte>> Weights::contents() const {
+  std::vector<std::span<const std::byte>> parts;
+  for (const TensorSource& source : spec_.tensors) {
+    const ggml_tensor* tensor = ggml_get_tensor(context_, source.name.c_str());
+    parts.emplace_back(static_cast<const std::byte*>(tensor->data), ggml_nbytes(tensor));
+  }
+  return parts;
+}
+
 void Weights::bindNames() {
   auto find = [&](const std::string& name) { return ggml_get_tensor(context_, name.c_str()); };
   tokenEmbedding_ = find("token_embd.weight");

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "cpu/cancel_flag.h"
@@ -51,6 +52,8 @@ class Weights {
   ggml_tensor* output() const { return output_; }
   // Llama 3 frequency factors, f32 [headDim / 2]; null when the file has none.
   ggml_tensor* ropeFactors() const { return ropeFactors_; }
+  // Bytes of every tensor, in file order.
+  std::vector<std::span<const std::byte>> contents() const;
   // Bytes held in memory.
   uint64_t bytes() const { return ggml_backend_buffer_get_size(buffer_); }
 

@@ -16,6 +16,17 @@ class CacheLedger {
   int64_t rows() const { return static_cast<int64_t>(tokens_.size()); }
   std::span<const int32_t> tokens() const { return tokens_; }
 
+  struct Run {
+    Segment segment;
+    SampleAttentionParams params;
+    // First row for which the last layer's attention was computed.
+    int64_t lastLayerBegin;
+    // Of sparse segments.
+    SegmentAttention attention;
+  };
+  // In order, without gaps.
+  std::span<const Run> runs() const { return runs_; }
+
   // Rows from 0 that a prompt planned as `segments` may take over, at most `limit`: whole sparse
   // segments made from the same tokens, borders and parameters; dense rows token by token; each
   // only when everything before it is taken over too.
@@ -36,12 +47,6 @@ class CacheLedger {
   AttentionStats stats(int64_t rows, int32_t layers, int32_t heads) const;
 
  private:
-  struct Run {
-    Segment segment;
-    SampleAttentionParams params;
-    int64_t lastLayerBegin;
-    SegmentAttention attention;
-  };
   const Run* runAt(int64_t row) const;
 
   std::vector<int32_t> tokens_;

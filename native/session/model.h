@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "cpu/cancel_flag.h"
@@ -29,6 +30,11 @@ class Model {
   std::shared_ptr<const Weights> weights(const CancelFlag& cancel,
                                          const std::function<void(uint64_t, uint64_t)>& onProgress);
 
+  // A checksum of all that the file says, metadata and weights: the same for copies of a file
+  // wherever they lie. The first call reads the weights in memory once, at its speed, on all cores.
+  // Throws Error unreadableFile; weights must have been loaded.
+  uint64_t identity();
+
  private:
   ModelSpec spec_;
   Tokenizer tokenizer_;
@@ -36,6 +42,7 @@ class Model {
   std::mutex guard_;
   // Kept while the model is open, so that a new session need not read the file again.
   std::shared_ptr<const Weights> weights_;
+  std::optional<uint64_t> identity_;
 };
 
 }  // namespace longsight

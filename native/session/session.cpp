@@ -70,6 +70,7 @@ Session::Session(std::shared_ptr<Model> model, const SessionOptions& options,
                  const CancelFlag& cancel,
                  const std::function<void(uint64_t, uint64_t)>& onProgress)
     : model_(std::move(model)),
+      options_(options),
       backend_(makeBackend(*model_, options, cancel, onProgress)),
       prediction_(model_->spec().layers, model_->spec().heads) {}
 

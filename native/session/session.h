@@ -18,6 +18,7 @@
 #include "session/model.h"
 #include "session/prefill_prediction.h"
 #include "session/sampler.h"
+#include "session/session_file.h"
 
 namespace longsight {
 
@@ -101,6 +102,12 @@ struct SessionOptions {
   KvType kvCache = KvType::bf16;
 };
 
+// What was saved to a file or restored from it.
+struct SavedRows {
+  int64_t rows = 0;
+  uint64_t bytes = 0;
+};
+
 class Session {
  public:
   // Throws Error: invalidParams, notEnoughMemory and those of Model::weights.
@@ -123,6 +130,17 @@ class Session {
 
   // Logits f32 [tokens - from][vocabulary] of the rows from `from` on. For tests and tools.
   std::vector<float> logits(const Prompt& prompt, int64_t from);
+
+  // Writes rows [0, rows) at most, whole sparse segments only, to a file that takes the place of
+  // `path` in one step (session_file.h). The cache is read only. Throws also invalidParams when
+  // there are no rows.
+  SavedRows save(const std::string& path, int64_t rows, const FileProgress& onProgress);
+  // Length of the file that save would write.
+  uint64_t savedBytes(int64_t rows) const;
+  // Fills the cache with what a session of the same model, build and options saved; its capacity
+  // may have been another. A file that is refused leaves the cache as it was, unless its rows
+  // themselves are damaged or reading is cancelled: then the cache is empty.
+  SavedRows restore(const std::string& path, const FileProgress& onProgress);
 
   // Any thread.
   void cancel() { cancel_.set(); }
@@ -147,11 +165,13 @@ class Session {
                       const std::function<void(const PrefillProgress&)>& onProgress);
   // One more row; its logits.
   void step(int32_t token, const SampleAttentionParams& params, std::vector<float>& logits);
+  SessionKey key() const;
   void logitsOf(const float* states, int64_t rows, float* out);
   void ensureSpeed();
   MemoryUse memory() const;
 
   std::shared_ptr<Model> model_;
+  SessionOptions options_;
   std::unique_ptr<CpuBackend> backend_;
   CacheLedger ledger_;
   PrefillPrediction prediction_;

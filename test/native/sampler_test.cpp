@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -14,22 +12,12 @@
 #include <set>
 
 #include "error.h"
+#include "temporary.h"
 
 namespace longsight::test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// A new one each run, printed, or LONGSIGHT_TEST_SEED.
-uint64_t randomSeed() {
-  static const uint64_t seed = [] {
-    const char* given = std::getenv("LONGSIGHT_TEST_SEED");
-    const uint64_t chosen = given ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-    std::printf("LONGSIGHT_TEST_SEED=%llu\n", static_cast<unsigned long long>(chosen));
-    return chosen;
-  }();
-  return seed;
-}
 
 // The definition in sampler.h, step by step, with everything sorted and nothing left out.
 class PlainSampler {

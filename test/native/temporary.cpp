@@ -1,9 +1,11 @@
 #include "temporary.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <random>
 #include <stdexcept>
 
 namespace longsight::test {
@@ -46,6 +48,16 @@ std::string readFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error("cannot read " + path);
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+uint64_t randomSeed() {
+  static const uint64_t seed = [] {
+    const std::string given = environment("LONGSIGHT_TEST_SEED");
+    const uint64_t chosen = given.empty() ? std::random_device{}() : std::stoull(given);
+    std::printf("LONGSIGHT_TEST_SEED=%llu\n", static_cast<unsigned long long>(chosen));
+    return chosen;
+  }();
+  return seed;
 }
 
 std::string realModelPath() {

@@ -1,6 +1,7 @@
 // Files that a test needs and leaves no trace of, and the real model of the tests.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace longsight::test {
@@ -10,6 +11,9 @@ std::string temporaryPath(const std::string& name);
 
 void writeFile(const std::string& path, const std::string& bytes);
 std::string readFile(const std::string& path);
+
+// LONGSIGHT_TEST_SEED, else fresh; printed once.
+uint64_t randomSeed();
 
 // LONGSIGHT_TEST_MODEL, else SmolLM2 in the models folder. Throws when there is none.
 std::string realModelPath();

@@ -1,0 +1,48 @@
+#include "error.h"
+#include "session/build_identity.h"
+#include "session/session.h"
+#include "session/session_file.h"
+
+namespace longsight {
+
+SessionKey Session::key() const {
+  const ModelSpec& spec = model_->spec();
+  return {model_->identity(),
+          buildIdentity(),
+          options_.ropeBaseScale,
+          static_cast<int32_t>(options_.kvCache),
+          spec.layers,
+          spec.kvHeads,
+          spec.headDim};
+}
+
+SavedRows Session::save(const std::string& path, int64_t rows, const FileProgress& onProgress) {
+  CacheLedger ledger = ledger_;
+  ledger.truncate(rows);
+  if (ledger.rows() == 0)
+    throw Error(ErrorCode::invalidParams, "There is nothing to save: the session holds no rows.",
+                "Save after a question was answered.");
+  return {ledger.rows(),
+          writeSessionFile(path, key(), ledger, backend_->cachePlanes(), cancel_, onProgress)};
+}
+
+uint64_t Session::savedBytes(int64_t rows) const {
+  CacheLedger ledger = ledger_;
+  ledger.truncate(rows);
+  return sessionFileBytes(ledger, backend_->cachePlanes());
+}
+
+SavedRows Session::restore(const std::string& path, const FileProgress& onProgress) {
+  const ModelSpec& spec = model_->spec();
+  uint64_t bytes = 0;
+  ledger_ = readSessionFile(
+      path, key(), {spec.layers, spec.heads, spec.vocabulary}, contextTokens(),
+      backend_->cachePlanes(), [this] { reset(); }, cancel_,
+      [&](uint64_t done, uint64_t total) {
+        bytes = total;
+        if (onProgress) onProgress(done, total);
+      });
+  return {ledger_.rows(), bytes};
+}
+
+}  // namespace longsight
