@@ -23,7 +23,7 @@ struct SegmentLayout {
   int64_t maskBegin;     // uint32 words
   int64_t listBegin;     // entries
   int64_t countBegin;    // entries; blocks + 1 a head
-  int64_t voterBegin;    // thresholds; `voters` a head
+  int64_t voterBegin;    // voter values; `voters` a head
 };
 
 struct ChunkLayout {
@@ -43,7 +43,10 @@ struct ChunkLayout {
 // Pointers into the workspace.
 struct Workspace {
   uint32_t* votes;
-  float* thresholds;  // [segment][head][voter]: smallest raw score that reaches epsilon
+  // [segment][head][voter]. Policy `peak`: the smallest raw score that reaches epsilon; `mass`: the
+  // log sum over all columns that the row sees, in units of log2.
+  float* voterValues;
+  float* masses;  // policy `mass`: c_j, [segment][head][column]; begins at 32 * maskBegin
   HeadStats* stats;
   int32_t* indices;
   int32_t* before;
@@ -55,7 +58,7 @@ struct Workspace {
 struct WorkspacePlan {
   ChunkLayout layout;
   int64_t bytes;
-  int64_t votes, thresholds, stats, indices, before, unitOrder, auditPartial, coverage;
+  int64_t votes, voterValues, masses, stats, indices, before, unitOrder, auditPartial, coverage;
 
   Workspace at(void* base) const;
 };
@@ -84,6 +87,11 @@ struct LaunchContext {
 cudaError_t launchAnchors(const LaunchContext& context);
 cudaError_t launchVotesMmaSync(const LaunchContext& context);
 cudaError_t launchVotesWgmma(const LaunchContext& context);
+cudaError_t launchMassesMmaSync(const LaunchContext& context);
+cudaError_t launchMassesWgmma(const LaunchContext& context);
+// Log sums of the voters on the general path: of all, or of those that are +inf.
+cudaError_t launchVoterLogSums(const LaunchContext& context, bool overflowedOnly);
+cudaError_t launchMassThreshold(const LaunchContext& context);
 cudaError_t launchFilter(const LaunchContext& context);
 cudaError_t launchAttendMmaSync(const LaunchContext& context);
 cudaError_t launchAttendWgmma(const LaunchContext& context);

@@ -60,6 +60,9 @@ std::string validate(const Chunk& chunk) {
   if (options.auditRows < 0 || options.auditRows > 64) {
     return text(options.auditRows) + " audit rows are outside 0 to 64";
   }
+  if (!(options.alpha > 0 && options.alpha <= 1)) {
+    return "alpha " + std::to_string(options.alpha) + " is outside (0, 1]";
+  }
   if (!(options.epsilon >= 0 && options.epsilon < 1)) {
     return "epsilon " + std::to_string(options.epsilon) + " is outside [0, 1)";
   }
@@ -83,7 +86,8 @@ std::string validate(const Chunk& chunk) {
     }
     sparse = sparse || !segment.dense;
   }
-  return sparse ? validateScoreDims(options, chunk.shape.headDim) : std::string();
+  if (!sparse || options.policy == Policy::mass) return {};
+  return validateScoreDims(options, chunk.shape.headDim);
 }
 
 WorkspacePlan planWorkspace(const Chunk& chunk) {
@@ -139,7 +143,8 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
     return at;
   };
   plan.votes = place(maskWords * 4);
-  plan.thresholds = place(voters * 4);
+  plan.voterValues = place(voters * 4);
+  plan.masses = place(options.policy == Policy::mass ? maskWords * 32 * 4 : 0);
   plan.stats = place(pairs * static_cast<int64_t>(sizeof(HeadStats)));
   plan.indices = place(entries * 4);
   plan.before = place(counts * 4);
@@ -152,7 +157,8 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
 Workspace WorkspacePlan::at(void* base) const {
   char* bytesBase = static_cast<char*>(base);
   return {reinterpret_cast<uint32_t*>(bytesBase + votes),
-          reinterpret_cast<float*>(bytesBase + thresholds),
+          reinterpret_cast<float*>(bytesBase + voterValues),
+          reinterpret_cast<float*>(bytesBase + masses),
           reinterpret_cast<HeadStats*>(bytesBase + stats),
           reinterpret_cast<int32_t*>(bytesBase + indices),
           reinterpret_cast<int32_t*>(bytesBase + before),
@@ -177,6 +183,7 @@ WorkspaceOffsets workspaceOffsets(const Chunk& chunk) {
   const WorkspacePlan plan = planWorkspace(chunk);
   WorkspaceOffsets offsets{};
   offsets.votes = plan.votes;
+  offsets.masses = plan.masses;
   offsets.stats = plan.stats;
   offsets.indices = plan.indices;
   offsets.before = plan.before;
@@ -239,20 +246,30 @@ bool takesWgmma(const LaunchContext& context, Path path) {
 
 }  // namespace
 
-cudaError_t launchPeakVotes(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
-                            cudaStream_t stream) {
+cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                         cudaStream_t stream) {
   return withContext(
       chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool sparse) {
         if (!sparse) return cudaSuccess;
+        const bool wgmma = takesWgmma(context, path);
+        if (chunk.options.policy == Policy::mass) {
+          return wgmma ? launchMassesWgmma(context) : launchMassesMmaSync(context);
+        }
         const cudaError_t error = launchAnchors(context);
         if (error != cudaSuccess) return error;
-        return takesWgmma(context, path) ? launchVotesWgmma(context) : launchVotesMmaSync(context);
+        return wgmma ? launchVotesWgmma(context) : launchVotesMmaSync(context);
       });
 }
 
 cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream) {
   return withContext(chunk, Tensors{}, workspace, stream,
-                     [](const LaunchContext& context, bool) { return launchFilter(context); });
+                     [&](const LaunchContext& context, bool sparse) {
+                       if (sparse && chunk.options.policy == Policy::mass) {
+                         const cudaError_t error = launchMassThreshold(context);
+                         if (error != cudaSuccess) return error;
+                       }
+                       return launchFilter(context);
+                     });
 }
 
 cudaError_t launchAttend(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
@@ -274,7 +291,7 @@ cudaError_t launchAudit(const Chunk& chunk, const Tensors& tensors, void* worksp
 
 cudaError_t launchPrefill(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                           cudaStream_t stream) {
-  cudaError_t error = launchPeakVotes(chunk, tensors, workspace, path, stream);
+  cudaError_t error = launchSample(chunk, tensors, workspace, path, stream);
   if (error == cudaSuccess) error = launchColumnLists(chunk, workspace, stream);
   if (error == cudaSuccess) error = launchAttend(chunk, tensors, workspace, path, stream);
   if (error == cudaSuccess && tensors.logSumExp != nullptr) {

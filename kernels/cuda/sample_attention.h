@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 
+#include "attention/params.h"
 #include "attention/plan.h"
 #include "attention/score_dims.h"
 
@@ -35,6 +36,9 @@ struct HeadShape {
 // The parameters of SampleAttentionParams that the kernels need; values as the specification
 // defines them.
 struct SparseOptions {
+  // peak or mass; a dense segment says so itself.
+  Policy policy = Policy::peak;
+  double alpha = 0.95;
   double epsilon = 0.003;
   DimRanges scoreDims;
   int32_t sinkTokens = 16;
@@ -85,12 +89,14 @@ int64_t workspaceBytes(const Chunk& chunk);
 
 // Where things lie in the workspace, for tests and statistics; byte offsets.
 struct WorkspaceOffsets {
+  int64_t masses;    // policy `mass`: float [segment][head][columns]
   int64_t votes;     // bit masks, uint32 [segment][head][columns / 32]
   int64_t stats;     // HeadStats [segment][head]
   int64_t indices;   // int32 lists, sinks first
   int64_t before;    // int32 [segment][head][128-blocks + 1]
   int64_t coverage;  // float [segment][auditRows][head], -1 where there is no audit row
-  int64_t maskWords(int32_t segment, int32_t head) const;    // first word of a mask, from votes
+  // First word of a mask, from votes; 32 times that is the first of the masses.
+  int64_t maskWords(int32_t segment, int32_t head) const;
   int64_t listBegin(int32_t segment, int32_t head) const;    // first entry, from indices
   int64_t countsBegin(int32_t segment, int32_t head) const;  // first entry, from before
   int64_t segmentMaskWords[kMaxChunkSegments];
@@ -102,11 +108,13 @@ struct WorkspaceOffsets {
 };
 WorkspaceOffsets workspaceOffsets(const Chunk& chunk);
 
-// Stage 1, policy `peak`: which remote columns reach epsilon, as bit masks in the workspace.
-cudaError_t launchPeakVotes(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
-                            cudaStream_t stream);
+// Stage 1. Policy `peak`: which remote columns reach epsilon, as bit masks in the workspace. Policy
+// `mass`: the probability that the voters give to each remote column.
+cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
+                         cudaStream_t stream);
 
-// Stage 2: masks to sorted lists and counts, statistics, dense fall-back, tile order.
+// Stage 2: masses to masks, masks to sorted lists and counts, statistics, dense fall-back, order of
+// the tiles.
 cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream);
 
 // Stage 3: attention over window, sinks and lists; dense segments attend to all columns <= row.

@@ -2,48 +2,13 @@
 #include <cstdint>
 
 #include "chunk_layout.h"
+#include "filter/block_sums.cuh"
 
 namespace longsight::cuda {
 namespace {
 
 constexpr int kListThreads = 512;
 constexpr int kMaxSortedUnits = 4096;
-
-// Sum over the threads before this one; `total` is the sum over all of them. Two syncs.
-__device__ int exclusiveSum(int value, int& total) {
-  __shared__ int warpSums[kListThreads / 32];
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  int inclusive = value;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, inclusive, step);
-    if (lane >= step) inclusive += other;
-  }
-  __syncthreads();
-  if (lane == 31) warpSums[warp] = inclusive;
-  __syncthreads();
-  int prefix = 0;
-  total = 0;
-#pragma unroll
-  for (int i = 0; i < kListThreads / 32; ++i) {
-    if (i == warp) prefix = total;
-    total += warpSums[i];
-  }
-  return prefix + inclusive - value;
-}
-
-__device__ int64_t blockSum(int64_t value) {
-  __shared__ int64_t warpSums[kListThreads / 32];
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(~0u, value, step);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warpSums[threadIdx.x / 32] = value;
-  __syncthreads();
-  int64_t total = 0;
-  for (int i = 0; i < kListThreads / 32; ++i) total += warpSums[i];
-  return total;
-}
 
 // Pairs that the rows of a sparse segment keep, given the counts of its list.
 __device__ int64_t keptPairs(const SegmentLayout& segment, const int32_t* before) {
@@ -56,7 +21,8 @@ __device__ int64_t keptPairs(const SegmentLayout& segment, const int32_t* before
     kept += causalPairCount(rowBegin, rowEnd) - (rowEnd - rowBegin) * window +
             (rowEnd - rowBegin) * int64_t(before[window / kTileRows]);
   }
-  return blockSum(kept);
+  const int64_t counted[1] = {kept};
+  return *blockSums<int64_t, kListThreads>(counted);
 }
 
 // One block a (head, segment). A list that turns out too long is abandoned: the head is dense.
@@ -86,7 +52,7 @@ __global__ __launch_bounds__(kListThreads) void buildLists(
     const int sinkBits = word < words ? min(max(layout.sinkTokens - column, 0), 32) : 0;
     if (sinkBits > 0) bits |= sinkBits == 32 ? ~0u : (1u << sinkBits) - 1;
     int total;
-    int place = entries + exclusiveSum(__popc(bits), total);
+    int place = entries + exclusiveSum<kListThreads>(__popc(bits), total);
     if (word < words && word % 4 == 0) before[word / 4] = place;
     while (bits != 0 && place < segment.listCapacity) {
       list[place++] = column + __ffs(bits) - 1;

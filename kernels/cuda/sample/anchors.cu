@@ -51,7 +51,7 @@ __global__ __launch_bounds__(kSumThreads) void anchors(const __grid_constant__ C
     const int i = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + half * 8;
     if (i >= packedRows) continue;
     const float anchor = (sums[half].maximum + log2f(sums[half].sum)) * kLn2;
-    workspace.thresholds[segment.voterBegin + int64_t(headOf(i)) * segment.voters + voterOf(i)] =
+    workspace.voterValues[segment.voterBegin + int64_t(headOf(i)) * segment.voters + voterOf(i)] =
         (anchor + lnEpsilon) / scale;
   }
 }

@@ -135,7 +135,7 @@ __device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLay
     const bool valid = voter < segment.voters;
     thresholds[packed] =
         valid ? workspace
-                    .thresholds[segment.voterBegin + int64_t(headOf(tile)) * segment.voters + voter]
+                    .voterValues[segment.voterBegin + int64_t(headOf(tile)) * segment.voters + voter]
               : INFINITY;
     const int row = segment.end - 1 - voter * segment.stride;
     remoteBlocks[packed] =

@@ -50,7 +50,7 @@ class Clock {
 };
 
 void print(const std::string& name, double ms, double flop) {
-  std::printf("%-58s %10.3f ms %8.1f TFLOP/s\n", name.c_str(), ms, flop / ms / 1e9);
+  std::printf("%-66s %10.3f ms %8.1f TFLOP/s\n", name.c_str(), ms, flop / ms / 1e9);
   std::fflush(stdout);
 }
 
@@ -97,6 +97,19 @@ class Layer {
     logSums_ = std::make_unique<DeviceBuffer>(rows * shape_.heads * 4);
   }
 
+  // Policy `mass` at stride 20: as the paper has it, or in segments with our window.
+  void planMass(bool paper) {
+    params_.policy = options_.policy = Policy::mass;
+    params_.sampleStride = 20;
+    if (paper) {
+      params_.segmentRows = 0;
+      params_.windowTokens = 128;
+      params_.windowFraction = 0.08;
+      params_.sinkTokens = options_.sinkTokens = 0;
+    }
+    plan(false);
+  }
+
   void setMaxListShare(double share) {
     options_.maxListShare = share;
     plan(false);
@@ -117,8 +130,8 @@ class Layer {
     return t;
   }
 
-  cudaError_t votes(Path path, size_t chunk = 0) const {
-    return launchPeakVotes(chunks_[chunk], tensors(chunk), workspace_->data(), path, nullptr);
+  cudaError_t sample(Path path, size_t chunk = 0) const {
+    return launchSample(chunks_[chunk], tensors(chunk), workspace_->data(), path, nullptr);
   }
   cudaError_t lists(size_t chunk = 0) const {
     return launchColumnLists(chunks_[chunk], workspace_->data(), nullptr);
@@ -215,7 +228,7 @@ void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
     print(label + " dense" + suffix, clock.median(3, [&] { return layer.attend(path); }),
           layer.keptPairs() * pairFlop);
     layer.plan(false);
-    const double votes = clock.median(3, [&] { return layer.votes(path); });
+    const double votes = clock.median(3, [&] { return layer.sample(path); });
     double causal = 0;
     require(layer.lists(), "lists");
     const double planted = layer.keptPairs(&causal) / causal;
@@ -241,12 +254,37 @@ void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
     // Stage 1 and 2 in vain: every list is too long.
     layer.setMaxListShare(0);
     const double inVain = clock.median(3, [&] {
-      cudaError_t error = layer.votes(path);
+      cudaError_t error = layer.sample(path);
       if (error == cudaSuccess) error = layer.lists();
       return error == cudaSuccess ? layer.attend(path) : error;
     });
     print(label + " every head falls back" + suffix, inVain, layer.keptPairs() * pairFlop);
     layer.setMaxListShare(0.6);
+  }
+}
+
+// Stages 1 and 2 of policy `mass`. Useful FLOP: two products of the voters with all they see.
+void benchMass(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
+  const std::string label = std::to_string(tokens) + " " + std::to_string(shape.heads) + "/" +
+                            std::to_string(shape.kvHeads) + " d" + std::to_string(shape.headDim);
+  if (!wanted(label + " mass")) return;
+  for (const bool paper : {true, false}) {
+    Layer layer(tokens, shape, seed);
+    layer.planMass(paper);
+    for (const Path path : {Path::best, Path::mmaSync}) {
+      const std::string suffix = std::string(paper ? ", one segment" : ", segments of 2048") +
+                                 (path == Path::best ? "" : ", mma.sync");
+      const double sample = clock.median(3, [&] { return layer.sample(path); });
+      const double lists = clock.median(3, [&] { return layer.lists(); });
+      double causal = 0;
+      const double density = layer.keptPairs(&causal) / causal;
+      print(label + " mass stage 1, stride 20" + suffix, sample, causal / 20 * 4 * shape.headDim);
+      char text[64];
+      std::snprintf(text, sizeof text, " mass stage 2, density %.3f", density);
+      print(label + text + suffix, lists, 0);
+      print(label + " mass stage 1 and 2, stride 20" + suffix, sample + lists,
+            causal / 20 * 4 * shape.headDim);
+    }
   }
 }
 
@@ -260,7 +298,7 @@ void benchMillion(Clock& clock, uint64_t seed) {
     Layer layer(tokens, shape, seed);
     double votes = 0, attend = 0, kept = 0, causal = 0;
     for (size_t chunk = 0; chunk < layer.chunks(); ++chunk) {
-      votes += clock.median(1, [&] { return layer.votes(Path::best, chunk); });
+      votes += clock.median(1, [&] { return layer.sample(Path::best, chunk); });
       layer.randomVotes(0.05, chunk);
       attend += clock.median(1, [&] {
         const cudaError_t error = layer.lists(chunk);
@@ -288,7 +326,7 @@ void benchDecode(Clock& clock, uint64_t seed) {
     readThrough(big.data(), big.bytes(), sink.data());
     return cudaGetLastError();
   });
-  std::printf("%-58s %10.3f ms %8.1f GB/s\n", "read bandwidth, 2 GiB", read,
+  std::printf("%-66s %10.3f ms %8.1f GB/s\n", "read bandwidth, 2 GiB", read,
               big.bytes() / read / 1e6);
   for (const int32_t rows : {1, 4, 16}) {
     DecodeTask task;
@@ -300,7 +338,7 @@ void benchDecode(Clock& clock, uint64_t seed) {
     const DeviceBuffer workspace(decodeWorkspaceBytes(task));
     const double ms =
         clock.median(9, [&] { return launchDecode(task, workspace.data(), nullptr); });
-    std::printf("%-58s %10.3f ms %8.1f GB/s\n", ("decode, rows " + std::to_string(rows)).c_str(),
+    std::printf("%-66s %10.3f ms %8.1f GB/s\n", ("decode, rows " + std::to_string(rows)).c_str(),
                 ms, 2 * layer.keys().bytes() / ms / 1e6);
   }
 }
@@ -325,6 +363,9 @@ int main(int argc, char** argv) {
   benchLayer(clock, 32768, {32, 8, 128}, seed);
   benchLayer(clock, 131072, {32, 8, 128}, seed);
   benchLayer(clock, 131072, {14, 2, 64}, seed);
+  benchMass(clock, 32768, {32, 8, 128}, seed);
+  benchMass(clock, 131072, {32, 8, 128}, seed);
+  benchMass(clock, 131072, {14, 2, 64}, seed);
   benchDecode(clock, seed);
   benchMillion(clock, seed);
   return 0;

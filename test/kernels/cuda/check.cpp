@@ -1,5 +1,5 @@
 // Checks the CUDA kernels against the double-precision reference.
-//   test_cuda_kernels [--small] [--mma-sync] [--seed N]
+//   test_cuda_kernels [--small] [--mma-sync] [--seed N] [--only SUBSTRING]
 // --small: only what compute-sanitizer can run in reasonable time. Exit code 77: no device.
 #include <cstdio>
 #include <cstring>
@@ -51,12 +51,85 @@ std::vector<CaseOptions> smallCases() {
     options.params.sinkTokens = 0;
     options.ropeStyle = RopeStyle::neox;
     cases.push_back(options);
+    options.name = "mass, short segments";
+    options.params.policy = Policy::mass;
+    options.params.sampleStride = 4;
+    cases.push_back(options);
+    options.name = "mass, one segment";
+    options.params.segmentRows = 0;
+    cases.push_back(options);
   }
   return cases;
 }
 
+// Policy `mass`: in segments, and as one segment with the paper's stride and window.
+void addMassCases(std::vector<CaseOptions>& cases) {
+  const auto add = [&](const char* name, int64_t tokens, HeadShape shape) -> CaseOptions& {
+    CaseOptions options = makeCase(std::string("mass, ") + name, tokens, shape);
+    options.params.policy = Policy::mass;
+    options.params.sampleStride = 20;
+    cases.push_back(options);
+    return cases.back();
+  };
+  const auto addOneSegment = [&](const char* name, int64_t tokens,
+                                 HeadShape shape) -> CaseOptions& {
+    CaseOptions& options = add(name, tokens, shape);
+    options.params.segmentRows = 0;
+    options.params.windowTokens = 128;
+    options.params.windowFraction = 0.08;
+    options.params.sinkTokens = 0;
+    return options;
+  };
+  for (const HeadShape shape :
+       {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
+    add("layout", 4097, shape).listHeads = 3;
+    addOneSegment("layout, one segment", 4097, shape).listHeads = 3;
+  }
+  for (const Data data : {Data::normal, Data::huge, Data::tiny, Data::ties}) {
+    for (const HeadShape shape : {HeadShape{4, 2, 64}, HeadShape{4, 2, 128, Element::f16}}) {
+      CaseOptions& options =
+          add(("data " + std::to_string(static_cast<int>(data))).c_str(), 2900, shape);
+      options.data = data;
+      options.params.segmentRows = 512;
+      options.params.sampleStride = 3;
+      CaseOptions& whole =
+          addOneSegment(("one segment, data " + std::to_string(static_cast<int>(data))).c_str(),
+                        2900, shape);
+      whole.data = data;
+      whole.params.sampleStride = 3;
+      whole.params.maxListShare = 1;
+    }
+  }
+  CaseOptions& everything = add("everything kept", 3001, {4, 2, 128});
+  everything.params.alpha = 1;
+  everything.params.maxListShare = 1;
+  everything.params.segmentRows = 1024;
+  CaseOptions& empty = add("empty lists", 3001, {4, 2, 128});
+  empty.params.alpha = 0.01;
+  empty.params.segmentRows = 1024;
+  add("every head falls back", 3001, {4, 2, 64}).params.maxListShare = 0.01;
+  CaseOptions& sinks = add("128 sinks, one vote each", 3001, {6, 2, 128});
+  sinks.params.sinkTokens = 128;
+  sinks.params.windowTokens = 128;
+  sinks.params.sampleStride = 1;
+  sinks.params.segmentRows = 1024;
+  CaseOptions& borders = add("borders, dense tail, chunks", 7777, {6, 2, 64});
+  borders.borders = {1500, 4321, 4700, 6999};
+  borders.denseFrom = 6999;
+  borders.segmentsPerChunk = 2;
+  CaseOptions& longPrompt = add("long", 100003, {4, 1, 128});
+  longPrompt.listHeads = 1;
+  longPrompt.outputRows = 64;
+  CaseOptions& longOne = addOneSegment("long, one segment", 100003, {4, 1, 128});
+  // The reference takes a segment as one piece of work.
+  longOne.params.sampleStride = 64;
+  longOne.listHeads = 1;
+  longOne.outputRows = 64;
+}
+
 std::vector<CaseOptions> allCases() {
   std::vector<CaseOptions> cases = smallCases();
+  addMassCases(cases);
   for (const HeadShape shape :
        {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
     CaseOptions options = makeCase("layout", 4097, shape);
@@ -136,22 +209,23 @@ std::vector<CaseOptions> allCases() {
   return cases;
 }
 
-int run(bool small, const std::vector<Path>& paths, uint64_t seed) {
+int run(bool small, const std::vector<Path>& paths, uint64_t seed, const std::string& only) {
   int failures = 0;
-  std::printf("%-52s %7s %6s %4s %9s | %-8s %6s %11s %6s %9s %9s %9s\n", "case", "tokens", "heads",
-              "dim", "element", "path", "failed", "columns", "near", "output", "log sum",
-              "coverage");
+  std::printf("%-52s %7s %6s %4s %9s | %-8s %6s %11s %6s %9s %9s %9s %9s\n", "case", "tokens",
+              "heads", "dim", "element", "path", "failed", "columns", "near", "mass", "output",
+              "log sum", "coverage");
   for (const CaseOptions& options : small ? smallCases() : allCases()) {
+    if (options.name.find(only) == std::string::npos) continue;
     CudaCase c(options, seed);
     const auto report = [&](const char* what, const CaseResult& result) {
       failures += result.failures;
-      std::printf("%-52s %7lld %3d/%-2d %4d %9s | %-8s %6d %11lld %6lld %9.1e %9.1e %9.1e\n",
+      std::printf("%-52s %7lld %3d/%-2d %4d %9s | %-8s %6d %11lld %6lld %9.1e %9.1e %9.1e %9.1e\n",
                   options.name.c_str(), static_cast<long long>(options.tokens), options.shape.heads,
                   options.shape.kvHeads, options.shape.headDim,
                   options.shape.element == Element::bf16 ? "bf16" : "f16", what, result.failures,
                   static_cast<long long>(result.listColumns),
-                  static_cast<long long>(result.borderline), result.worstOutput, result.worstLogSum,
-                  result.worstCoverage);
+                  static_cast<long long>(result.borderline), result.worstMass, result.worstOutput,
+                  result.worstLogSum, result.worstCoverage);
       std::fflush(stdout);
     };
     for (const Path path : paths) report(path == Path::best ? "best" : "mma.sync", c.check(path));
@@ -171,11 +245,13 @@ int run(bool small, const std::vector<Path>& paths, uint64_t seed) {
 int main(int argc, char** argv) {
   using longsight::cuda::Path;
   bool small = false;
+  std::string only;
   std::vector<Path> paths = {Path::best, Path::mmaSync};
   uint64_t seed = std::random_device{}();
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--small") == 0) small = true;
     if (std::strcmp(argv[i], "--mma-sync") == 0) paths = {Path::mmaSync};
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[i + 1];
     if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) seed = std::stoull(argv[i + 1]);
   }
   int devices = 0;
@@ -184,5 +260,5 @@ int main(int argc, char** argv) {
     std::printf("No CUDA device here: %s\n", cudaGetErrorString(error));
     return 77;
   }
-  return longsight::cuda::test::run(small, paths, seed);
+  return longsight::cuda::test::run(small, paths, seed, only);
 }

@@ -12,7 +12,41 @@
 namespace longsight::cuda::test {
 namespace {
 
-constexpr double kListTolerance = 1e-3;  // of a peak; the specification's for bf16 scores
+// The specification's agreement rule: of a peak with bf16 scores; of a mass relative to the cut.
+constexpr double kPeakTolerance = 1e-3;
+constexpr double kMassTolerance = 1e-4;
+
+// What the reference says of one column of (segment, head).
+struct ColumnVerdict {
+  double value;  // peak or mass
+  bool kept;
+  bool near;  // so close to the cut that either is right
+};
+
+std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head,
+                                        int64_t remoteEnd) {
+  std::vector<ColumnVerdict> verdicts;
+  if (task.params->policy == Policy::mass) {
+    const reference::Masses masses = reference::masses(task, head);
+    const reference::MassList list = reference::massList(task, masses);
+    for (int64_t column = 0; column < remoteEnd; ++column) {
+      const double mass = masses.columns[static_cast<size_t>(column)];
+      const bool near = task.params->alpha < 1 &&
+                        mass >= list.largestLeft * (1 - kMassTolerance) &&
+                        mass <= list.smallestKept * (1 + kMassTolerance);
+      verdicts.push_back({mass, false, near});
+    }
+    for (const int32_t column : list.columns) verdicts[static_cast<size_t>(column)].kept = true;
+    return verdicts;
+  }
+  const double cut = std::log(task.params->epsilon);
+  const std::vector<double> peaks = reference::peaks(task, head);
+  for (int64_t column = 0; column < remoteEnd; ++column) {
+    const double peak = peaks[static_cast<size_t>(column)];
+    verdicts.push_back({peak, peak >= cut, std::abs(peak - cut) <= kPeakTolerance});
+  }
+  return verdicts;
+}
 
 }  // namespace
 
@@ -110,6 +144,8 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
 Chunk CudaCase::chunkOf(const ChunkRun& run) const {
   SparseOptions sparse;
   const SampleAttentionParams& params = options_.params;
+  sparse.policy = params.policy;
+  sparse.alpha = params.alpha;
   sparse.epsilon = params.epsilon;
   sparse.scoreDims = scoreDimRanges(params.scoreDims, options_.ropeStyle, options_.shape.headDim);
   sparse.sinkTokens = params.sinkTokens;
@@ -216,24 +252,24 @@ reference::Kept CudaCase::keptOf(const ChunkRun& run, int32_t segment, int32_t h
 }
 
 void CudaCase::checkLists(CaseResult& result) {
-  const double cut = std::log(options_.params.epsilon);
   struct Item {
     const ChunkRun* run;
     int32_t segment;
     int32_t head;
+    double massError;
   };
   std::vector<Item> items;
   for (const ChunkRun& run : chunks_) {
     for (int32_t s = 0; s < static_cast<int32_t>(run.segments.size()); ++s) {
       for (int32_t h = 0; h < std::min(options_.shape.heads, options_.listHeads); ++h) {
-        items.push_back({&run, s, options_.shape.heads - 1 - h});
+        items.push_back({&run, s, options_.shape.heads - 1 - h, 0});
       }
     }
   }
   std::atomic<int64_t> columns{0}, borderline{0};
   std::vector<std::string> faults(items.size());
   parallelFor(static_cast<int64_t>(items.size()), [&](int64_t i) {
-    const Item& item = items[static_cast<size_t>(i)];
+    Item& item = items[static_cast<size_t>(i)];
     const Segment& segment = item.run->segments[static_cast<size_t>(item.segment)];
     const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(*item.run));
     const auto stats = item.run->workspace->read<HeadStats>(
@@ -252,24 +288,37 @@ void CudaCase::checkLists(CaseResult& result) {
       return;
     }
     const AttentionTask task = taskOf(segment);
-    const std::vector<double> peaks = reference::peaks(task, item.head);
     const int64_t remoteEnd = windowStart(segment.end - 1, segment.windowTokens);
+    const std::vector<ColumnVerdict> verdicts = judgeColumns(task, item.head, remoteEnd);
     const auto mask = item.run->workspace->read<uint32_t>(
         offsets.votes + offsets.maskWords(item.segment, item.head) * 4, remoteEnd / 32);
+    if (options_.params.policy == Policy::mass) {
+      const auto masses = item.run->workspace->read<float>(
+          offsets.masses + offsets.maskWords(item.segment, item.head) * 128, remoteEnd);
+      // Relative to the mass of a column that matters: a thousandth of what all get on average.
+      const double floor = 1e-3 * static_cast<double>(votingRows(segment).size()) /
+                           static_cast<double>(segment.end);
+      for (int64_t column = options_.params.sinkTokens; column < remoteEnd; ++column) {
+        const double expected = verdicts[static_cast<size_t>(column)].value;
+        const double error = std::abs(masses[static_cast<size_t>(column)] - expected) /
+                             std::max(expected, floor);
+        item.massError = error <= item.massError ? item.massError : error;
+      }
+    }
     std::vector<int32_t> expectedList;
     for (int64_t column = 0; column < remoteEnd; ++column) {
       const bool voted = mask[static_cast<size_t>(column / 32)] >> (column % 32) & 1;
-      const double peak = peaks[static_cast<size_t>(column)];
+      const ColumnVerdict& verdict = verdicts[static_cast<size_t>(column)];
       if (column < options_.params.sinkTokens) {
         expectedList.push_back(static_cast<int32_t>(column));
         continue;
       }
       if (voted) expectedList.push_back(static_cast<int32_t>(column));
-      const bool near = std::abs(peak - cut) <= kListTolerance;
-      borderline += near;
-      if (voted != (peak >= cut) && !near) {
+      borderline += verdict.near;
+      if (voted != verdict.kept && !verdict.near) {
         fault = where + " column " + std::to_string(column) + ": voted " + std::to_string(voted) +
-                ", peak " + std::to_string(peak) + ", cut " + std::to_string(cut);
+                ", expected " + std::to_string(verdict.kept) + ", peak or mass " +
+                std::to_string(verdict.value);
         return;
       }
     }
@@ -315,6 +364,13 @@ void CudaCase::checkLists(CaseResult& result) {
   });
   for (const std::string& fault : faults) {
     if (!fault.empty()) fail(result, fault);
+  }
+  for (const Item& item : items) {
+    result.worstMass = std::max(result.worstMass, item.massError);
+    if (!(item.massError <= kMassTolerance)) {
+      fail(result, "head " + std::to_string(item.head) + ": masses off by " +
+                       std::to_string(item.massError));
+    }
   }
   result.listColumns = columns;
   result.borderline = borderline;

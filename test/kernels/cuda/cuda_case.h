@@ -42,7 +42,8 @@ struct CaseOptions {
 struct CaseResult {
   int failures = 0;
   int64_t listColumns = 0;
-  int64_t borderline = 0;  // columns whose reference peak is within the tolerance of the cut
+  int64_t borderline = 0;  // columns whose reference peak or mass is within the tolerance of the cut
+  double worstMass = 0;    // relative, policy `mass`
   double worstOutput = 0;  // |output - reference| / |reference| of a row
   double worstLogSum = 0;
   double worstCoverage = 0;
