@@ -36,6 +36,7 @@ struct ChunkLayout {
   int32_t sinkTokens;
   int32_t auditRows;
   int32_t maxTiles;  // most tiles of a segment
+  bool allDense;     // then units are taken from the last backwards, which is most work first
   double maxListShare;
   SegmentLayout segments[kMaxChunkSegments];
 };
@@ -53,12 +54,16 @@ struct Workspace {
   int32_t* unitOrder;    // (segment * kvHeads + kvHead), most work first
   float2* auditPartial;  // (maximum, sum) by [key split][packed audit row]
   float* coverage;
+  // Only with a q8 cache: the chunk's columns as elements, [kvHead][chunk end][headDim].
+  void* keys;
+  void* values;
 };
 
 struct WorkspacePlan {
   ChunkLayout layout;
   int64_t bytes;
-  int64_t votes, voterValues, masses, stats, indices, before, unitOrder, auditPartial, coverage;
+  int64_t votes, voterValues, masses, stats, indices, before, unitOrder, auditPartial, coverage,
+      keys, values;
 
   Workspace at(void* base) const;
 };
@@ -75,6 +80,9 @@ cudaError_t deviceTraits(DeviceTraits& traits);
 
 inline constexpr int32_t kAuditSplitColumns = 8192;
 
+// Shared memory that a block may take on every architecture from sm_80 on (sm_86, sm_89, sm_120).
+inline constexpr int kSharedBytesEverywhere = 99 * 1024;
+
 // The kernels' launchers, one for each implementation.
 struct LaunchContext {
   const ChunkLayout& layout;
@@ -84,6 +92,7 @@ struct LaunchContext {
   DeviceTraits device;
   cudaStream_t stream;
 };
+cudaError_t launchCacheToElements(const LaunchContext& context, const Tensors& stored);
 cudaError_t launchAnchors(const LaunchContext& context);
 cudaError_t launchVotesMmaSync(const LaunchContext& context);
 cudaError_t launchVotesWgmma(const LaunchContext& context);

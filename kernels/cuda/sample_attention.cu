@@ -18,8 +18,9 @@ int64_t alignUp(int64_t value, int64_t step) { return (value + step - 1) / step 
 std::string text(int64_t value) { return std::to_string(value); }
 
 std::string validateShape(const HeadShape& shape) {
-  if (shape.headDim != 64 && shape.headDim != 128) {
-    return "head dimension " + text(shape.headDim) + " is not 64 or 128";
+  constexpr std::array kHeadDims = {64, 80, 96, 128, 256};
+  if (std::find(kHeadDims.begin(), kHeadDims.end(), shape.headDim) == kHeadDims.end()) {
+    return "head dimension " + text(shape.headDim) + " is not 64, 80, 96, 128 or 256";
   }
   if (shape.heads < 1 || shape.kvHeads < 1 || shape.heads % shape.kvHeads != 0 ||
       shape.heads / shape.kvHeads > 16) {
@@ -103,6 +104,7 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
   layout.sinkTokens = options.sinkTokens;
   layout.auditRows = options.auditRows;
   layout.maxListShare = options.maxListShare;
+  layout.allDense = true;
   int64_t maskWords = 0, entries = 0, counts = 0, voters = 0;
   for (int32_t i = 0; i < layout.segmentCount; ++i) {
     const Segment& source = chunk.segments[i];
@@ -118,6 +120,7 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
     segment.voterBegin = voters;
     layout.maxTiles = std::max(layout.maxTiles, segment.tiles);
     if (source.dense) continue;
+    layout.allDense = false;
     segment.stride = source.stride;
     // A window longer than the segment's end covers everything, like one that just reaches it.
     segment.windowTokens = static_cast<int32_t>(std::min(source.windowTokens, source.end));
@@ -151,6 +154,11 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
   plan.unitOrder = place(int64_t{layout.segmentCount} * layout.kvHeads * 4);
   plan.auditPartial = place(splits * pairs * layout.auditRows * 8);
   plan.coverage = place(pairs * layout.auditRows * 4);
+  if (chunk.shape.storage == KvStorage::q8) {
+    const int64_t elements = int64_t{layout.kvHeads} * layout.end * chunk.shape.headDim;
+    plan.keys = place(elements * 2);
+    plan.values = place(elements * 2);
+  }
   return plan;
 }
 
@@ -164,7 +172,9 @@ Workspace WorkspacePlan::at(void* base) const {
           reinterpret_cast<int32_t*>(bytesBase + before),
           reinterpret_cast<int32_t*>(bytesBase + unitOrder),
           reinterpret_cast<float2*>(bytesBase + auditPartial),
-          reinterpret_cast<float*>(bytesBase + coverage)};
+          reinterpret_cast<float*>(bytesBase + coverage),
+          bytesBase + keys,
+          bytesBase + values};
 }
 
 int64_t workspaceBytes(const Chunk& chunk) { return planWorkspace(chunk).bytes; }
@@ -234,10 +244,15 @@ cudaError_t withContext(const Chunk& chunk, const Tensors& tensors, void* worksp
   DeviceTraits device{};
   if (const cudaError_t error = deviceTraits(device); error != cudaSuccess) return error;
   const WorkspacePlan plan = planWorkspace(chunk);
-  const bool sparse = std::any_of(chunk.segments.begin(), chunk.segments.end(),
-                                  [](const Segment& segment) { return !segment.dense; });
-  return launch(LaunchContext{plan.layout, chunk, tensors, plan.at(workspace), device, stream},
-                sparse);
+  // The stages read elements, also where the cache holds q8.
+  Tensors elements = tensors;
+  if (chunk.shape.storage == KvStorage::q8) {
+    elements.keys = plan.at(workspace).keys;
+    elements.values = plan.at(workspace).values;
+    elements.capacityRows = plan.layout.end;
+  }
+  return launch(LaunchContext{plan.layout, chunk, elements, plan.at(workspace), device, stream},
+                !plan.layout.allDense);
 }
 
 bool takesWgmma(const LaunchContext& context, Path path) {
@@ -246,19 +261,28 @@ bool takesWgmma(const LaunchContext& context, Path path) {
 
 }  // namespace
 
+cudaError_t launchDequantize(const Chunk& chunk, const Tensors& tensors, void* workspace,
+                             cudaStream_t stream) {
+  return withContext(chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool) {
+    if (chunk.shape.storage != KvStorage::q8) return cudaSuccess;
+    return launchCacheToElements(context, tensors);
+  });
+}
+
 cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                          cudaStream_t stream) {
-  return withContext(
-      chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool sparse) {
-        if (!sparse) return cudaSuccess;
+  return withContext(chunk, tensors, workspace, stream,
+                     [&](const LaunchContext& context, bool sparse) {
+                       if (!sparse) return cudaSuccess;
+                       if (chunk.shape.headDim != 64 && chunk.shape.headDim != 128) return cudaErrorNotSupported;
         const bool wgmma = takesWgmma(context, path);
-        if (chunk.options.policy == Policy::mass) {
-          return wgmma ? launchMassesWgmma(context) : launchMassesMmaSync(context);
-        }
-        const cudaError_t error = launchAnchors(context);
-        if (error != cudaSuccess) return error;
-        return wgmma ? launchVotesWgmma(context) : launchVotesMmaSync(context);
-      });
+                       if (chunk.options.policy == Policy::mass) {
+                         return wgmma ? launchMassesWgmma(context) : launchMassesMmaSync(context);
+                       }
+                       const cudaError_t error = launchAnchors(context);
+                       if (error != cudaSuccess) return error;
+                       return wgmma ? launchVotesWgmma(context) : launchVotesMmaSync(context);
+                     });
 }
 
 cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream) {
@@ -291,7 +315,8 @@ cudaError_t launchAudit(const Chunk& chunk, const Tensors& tensors, void* worksp
 
 cudaError_t launchPrefill(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                           cudaStream_t stream) {
-  cudaError_t error = launchSample(chunk, tensors, workspace, path, stream);
+  cudaError_t error = launchDequantize(chunk, tensors, workspace, stream);
+  if (error == cudaSuccess) error = launchSample(chunk, tensors, workspace, path, stream);
   if (error == cudaSuccess) error = launchColumnLists(chunk, workspace, stream);
   if (error == cudaSuccess) error = launchAttend(chunk, tensors, workspace, path, stream);
   if (error == cudaSuccess && tensors.logSumExp != nullptr) {
@@ -307,6 +332,20 @@ std::string validate(const DecodeTask& task) {
   }
   if (task.firstRow < 0 || task.firstRow + task.rows > (int64_t{1} << 30)) {
     return "decode at row " + text(task.firstRow) + " is outside 0 to 2^30";
+  }
+  if (task.shape.storage == KvStorage::q8 && task.tensors.capacityRows % 8 != 0) {
+    return "a q8 cache of " + text(task.tensors.capacityRows) + " rows is no multiple of 8 rows";
+  }
+  return {};
+}
+
+std::string validate(const QuantizeTask& task) {
+  HeadShape shape = task.shape;
+  shape.heads = shape.kvHeads;
+  if (std::string fault = validateShape(shape); !fault.empty()) return fault;
+  if (task.rows < 0 || task.firstRow < 0 || task.firstRow + task.rows > task.capacityRows) {
+    return "rows [" + text(task.firstRow) + ", " + text(task.firstRow + task.rows) +
+           ") are outside a cache of " + text(task.capacityRows);
   }
   return {};
 }

@@ -13,13 +13,22 @@
 #include <span>
 #include <string>
 
+#include "attention/geometry.h"
 #include "attention/params.h"
 #include "attention/plan.h"
 #include "attention/score_dims.h"
+#include "cpu/kv_rows.h"
 
 namespace longsight::cuda {
 
 enum class Element { bf16, f16 };
+
+// How keys and values are stored: like the queries, or as the q8 of KvType, with integers and
+// scales in matrices of their own so that 16 bytes of either start at multiples of 16.
+enum class KvStorage { element, q8 };
+LONGSIGHT_HOST_DEVICE constexpr int32_t q8Blocks(int32_t headDim) {
+  return (headDim + kQ8Block - 1) / kQ8Block;
+}
 
 // Which implementation runs: `best` takes wgmma and TMA where the device has them (sm_90a).
 enum class Path { best, mmaSync };
@@ -28,9 +37,11 @@ struct HeadShape {
   int32_t heads = 0;
   // Divides heads; heads / kvHeads <= 16.
   int32_t kvHeads = 0;
-  // 64 or 128.
+  // 64, 80, 96, 128 or 256.
   int32_t headDim = 0;
+  // Of queries and output; what is stored as q8 is rounded to it before it is multiplied.
   Element element = Element::bf16;
+  KvStorage storage = KvStorage::element;
 };
 
 // The parameters of SampleAttentionParams that the kernels need; values as the specification
@@ -51,8 +62,13 @@ struct Tensors {
   // [row - chunk begin][head][headDim], after RoPE.
   const void* queries = nullptr;
   // [kvHead][capacityRows][headDim]; rows [0, chunk end) are filled. Later rows are never read.
+  // Elements, or int8_t when stored as q8.
   const void* keys = nullptr;
   const void* values = nullptr;
+  // Only q8: fp16 [kvHead][capacityRows][q8Blocks(headDim)]. A value is its integer times this.
+  const void* keyScales = nullptr;
+  const void* valueScales = nullptr;
+  // A multiple of 8 with q8, so that the scales of 16 rows start at a multiple of 16 bytes.
   int64_t capacityRows = 0;
   // Like queries; every element of the chunk's rows is written.
   void* output = nullptr;
@@ -108,6 +124,12 @@ struct WorkspaceOffsets {
 };
 WorkspaceOffsets workspaceOffsets(const Chunk& chunk);
 
+// Keys and values of the chunk's columns, stored as q8, to elements in the workspace, where the
+// launchers of stages 1 and 3 and the audit look for them. Needed before those when the shape is
+// stored as q8, does nothing otherwise.
+cudaError_t launchDequantize(const Chunk& chunk, const Tensors& tensors, void* workspace,
+                             cudaStream_t stream);
+
 // Stage 1. Policy `peak`: which remote columns reach epsilon, as bit masks in the workspace. Policy
 // `mass`: the probability that the voters give to each remote column.
 cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
@@ -141,5 +163,22 @@ struct DecodeTask {
 std::string validate(const DecodeTask& task);
 int64_t decodeWorkspaceBytes(const DecodeTask& task);
 cudaError_t launchDecode(const DecodeTask& task, void* workspace, cudaStream_t stream);
+
+// Rows that a forward pass has made, to be stored as q8: keys or values, not both.
+struct QuantizeTask {
+  // heads is not used.
+  HeadShape shape;
+  // Elements [row][kvHead][headDim].
+  const void* source = nullptr;
+  int64_t rows = 0;
+  // Written at rows [firstRow, firstRow + rows) of [kvHead][capacityRows][...], as in Tensors.
+  void* values = nullptr;
+  void* scales = nullptr;
+  int64_t firstRow = 0;
+  int64_t capacityRows = 0;
+};
+// The scale of a block is the least fp16 number that takes its largest value to 127 or below.
+std::string validate(const QuantizeTask& task);
+cudaError_t launchQuantizeRows(const QuantizeTask& task, cudaStream_t stream);
 
 }  // namespace longsight::cuda

@@ -178,6 +178,14 @@ std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t r
   return result;
 }
 
+double logSum(const AttentionTask& task, int32_t head, int64_t row) {
+  const std::vector<double> exact = scores(task, head, row);
+  const double most = *std::max_element(exact.begin(), exact.end());
+  double sum = 0.0;
+  for (const double score : exact) sum += std::exp(score - most);
+  return most + std::log(sum);
+}
+
 double coverage(const AttentionTask& task, int32_t head, int64_t row, const Kept& kept) {
   const std::vector<double> exact = scores(task, head, row);
   const std::vector<bool> visible = attended(task, kept, row);

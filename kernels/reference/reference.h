@@ -57,6 +57,9 @@ std::vector<double> rowWeights(const AttentionTask& task, int32_t head, int64_t 
 std::vector<double> attendRow(const AttentionTask& task, int32_t head, int64_t row,
                               const Kept& kept);
 
+// Natural logarithm of the row's softmax sum over all columns up to it.
+double logSum(const AttentionTask& task, int32_t head, int64_t row);
+
 // Share of the row's probability over all columns that the kept ones hold.
 double coverage(const AttentionTask& task, int32_t head, int64_t row, const Kept& kept);
 

@@ -1,26 +1,36 @@
-// Stage 3 on mma.sync, for every architecture from sm_80 on: four warps of 32 rows each. The loop
-// follows FlashAttention-2 (arXiv 2307.08691): one buffer for keys and one for values; the values
-// of a tile are copied while its scores are computed, the keys of the next while it is multiplied
-// with its values. A tile is 64 columns: of the run, from the diagonal backwards, or of the list,
-// whose rows are gathered one by one.
+// Stage 3 on mma.sync, for every architecture from sm_80 on: 128 rows a block. The loop follows
+// FlashAttention-2 (arXiv 2307.08691): one buffer for keys and one for values; the values of a tile
+// are copied while its scores are computed, the keys of the next while it is multiplied with its
+// values. The columns of a tile are of the run, from the diagonal backwards, or of the list, whose
+// rows are gathered one by one.
 #include "attend/tile_work.cuh"
-#include "device/mma_sm80.cuh"
+#include "head_dispatch.cuh"
 
 namespace longsight::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-// More would not fit in the registers beside the output, not even with 64 dimensions.
-constexpr int kColumns = 64;
+// What the registers beside the output hold: 32 rows a warp halve the reads of keys and values, and
+// many columns make few tiles, each with its own maxima.
+template <int kDim>
+struct AttendTraits {
+  static constexpr int kRowBlocks = kDim > 128 ? 1 : 2;  // of 16 rows, of a warp
+  static constexpr int kThreads = 128 / (16 * kRowBlocks) * 32;
+  static constexpr int kColumns = kDim > 128 ? 32 : 64;
+  static constexpr int kPieces = kDim / 8;
+  // Threads that copy a row, some of them idle where its pieces are no power of two.
+  static constexpr int kCopyThreads = kTileDim<kDim> / 8;
+  static constexpr int kRowsAtOnce = kThreads / kCopyThreads;
+};
 // Where the maximum of a row starts: finite, since the first rows of a tile see nothing of its last
 // columns and the difference of two infinities is no number.
 constexpr float kLowestMaximum = -1e30f;
 
 template <class T, int kDim>
 struct SharedMemoryPlan {
-  alignas(1024) T queries[kTileRows * kDim];
-  alignas(1024) T keys[kColumns * kDim];
-  alignas(1024) T values[kColumns * kDim];
+  static constexpr int kColumns = AttendTraits<kDim>::kColumns;
+  alignas(1024) T queries[kTileRows * kTileDim<kDim>];
+  alignas(1024) T keys[kColumns * kTileDim<kDim>];
+  alignas(1024) T values[kColumns * kTileDim<kDim>];
   // Columns of this tile and the next, -1 where there is none.
   int columns[2][kColumns];
   // Here rather than in registers, of which the loop needs all.
@@ -28,13 +38,15 @@ struct SharedMemoryPlan {
 };
 
 template <class T, int kDim>
-__global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ ChunkLayout layout,
-                                                   const Workspace workspace,
-                                                   const __grid_constant__ Tensors tensors) {
+__global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
+    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
+    const __grid_constant__ Tensors tensors) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   auto& shared = *reinterpret_cast<SharedMemoryPlan<T, kDim>*>(sharedBytes);
-  constexpr int kPieces = kDim / 8;
-  constexpr int kRowsAtOnce = kThreads / kPieces;
+  using Traits = AttendTraits<kDim>;
+  constexpr int kColumns = Traits::kColumns;
+  constexpr int kRowBlocks = Traits::kRowBlocks;
+  constexpr int kRowsAtOnce = Traits::kRowsAtOnce;
   constexpr int kPasses = kColumns / kRowsAtOnce;
   {
     TileWork found;
@@ -45,15 +57,16 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
   const TileWork& work = shared.work;
   const int thread = threadIdx.x;
   const int lane = thread % 32;
-  const int warp = thread / 32;
-  const int piece = thread % kPieces;
-  const int rowInPass = thread / kPieces;
+  const int warpRow = thread / 32 * (16 * kRowBlocks);
+  const int piece = thread % Traits::kCopyThreads;
+  const int rowInPass = thread / Traits::kCopyThreads;
+  const bool copies = piece < Traits::kPieces;
   const uint32_t queryTile = sharedAddress(shared.queries);
   const uint32_t keyTile = sharedAddress(shared.keys);
   const uint32_t valueTile = sharedAddress(shared.values);
 
   const auto queries = static_cast<const T*>(tensors.queries);
-  for (int row = rowInPass; row < kTileRows; row += kRowsAtOnce) {
+  for (int row = rowInPass; copies && row < kTileRows; row += kRowsAtOnce) {
     const int position = work.tileRow + row;
     const bool valid = position >= work.rowBegin && position < work.rowEnd;
     const int64_t source =
@@ -62,14 +75,14 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     copyAsync16(queryTile + tileOffset<kDim, int(kTileRows)>(row, piece), queries + source, valid);
   }
 
-  const int runLast = (work.rowEnd - 1) / kColumns;
-  const int runTiles = runLast - work.runBegin / kColumns + 1;
+  const int runLast = (work.rowEnd - 1 - work.runBegin) / kColumns;
+  const int runTiles = runLast + 1;
   const int tiles = runTiles + (work.listed + kColumns - 1) / kColumns;
   const auto findColumns = [&](int tile) {
     if (thread >= kColumns) return;
     int column;
     if (tile < runTiles) {
-      column = (runLast - tile) * kColumns + thread;
+      column = work.runBegin + (runLast - tile) * kColumns + thread;
       if (column >= work.rowEnd) column = -1;
     } else {
       const int entry = (tile - runTiles) * kColumns + thread;
@@ -80,6 +93,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
   const auto copyRows = [&](const void* source, uint32_t target, int tile) {
 #pragma unroll 4
     for (int pass = 0; pass < kPasses; ++pass) {
+      if (!copies) break;
       const int row = pass * kRowsAtOnce + rowInPass;
       const int column = shared.columns[tile % 2][row];
       const bool valid = column >= 0;
@@ -93,18 +107,19 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
   // flips address bits 4 to 6, step k is at (address ^ k % 4 * 32), in the block k / 4 of 64
   // elements.
   const uint32_t queryRow =
-      queryTile + tileOffset<kDim, int(kTileRows)>(warp * 32 + lane % 16, lane / 16);
+      queryTile + tileOffset<kDim, int(kTileRows)>(warpRow + lane % 16, lane / 16);
   const uint32_t keyRow =
       keyTile + tileOffset<kDim, kColumns>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
   const uint32_t valueRow = valueTile + tileOffset<kDim, kColumns>(lane % 16, lane / 16);
   constexpr int kQueryBlock = int(kTileRows) * 128;
   constexpr int kColumnBlock = kColumns * 128;
 
-  float accumulated[2][kDim / 8][4] = {};
-  float maximum[2][2] = {{kLowestMaximum, kLowestMaximum}, {kLowestMaximum, kLowestMaximum}};
-  float sum[2][2] = {};
+  float accumulated[kRowBlocks][kDim / 8][4] = {};
+  float maximum[kRowBlocks][2];
+  float sum[kRowBlocks][2] = {};
+#pragma unroll
+  for (int m = 0; m < kRowBlocks; ++m) maximum[m][0] = maximum[m][1] = kLowestMaximum;
   const float scaleLog2 = tensors.scale * kLog2E;
-  const int warpRow = warp * 32;
 
   findColumns(0);
   __syncthreads();
@@ -115,12 +130,12 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     copyRows(tensors.values, valueTile, tile);
     if (tile + 1 < tiles) findColumns(tile + 1);
 
-    float scores[2][kColumns / 8][4] = {};
+    float scores[kRowBlocks][kColumns / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      uint32_t a[2][4];
+      uint32_t a[kRowBlocks][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < kRowBlocks; ++m) {
         loadMatrix4(a[m], (queryRow ^ k % 4 * 32) + k / 4 * kQueryBlock + m * 16 * 128);
       }
 #pragma unroll
@@ -128,7 +143,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
         uint32_t b[4];
         loadMatrix4(b, (keyRow ^ k % 4 * 32) + k / 4 * kColumnBlock + n * 16 * 128);
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
+        for (int m = 0; m < kRowBlocks; ++m) {
           mma16x8x16<T>(scores[m][2 * n], a[m], b[0], b[1]);
           mma16x8x16<T>(scores[m][2 * n + 1], a[m], b[2], b[3]);
         }
@@ -137,14 +152,14 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
 
     // Columns beyond `last` of the tile are hidden from the row: by position in the run, by the end
     // of the list.
-    const int runColumn = (runLast - tile) * kColumns;
+    const int runColumn = work.runBegin + (runLast - tile) * kColumns;
     const bool inRun = tile < runTiles;
     const int listLeft = work.listed - (tile - runTiles) * kColumns;
     const bool masked =
         inRun ? runColumn + kColumns > work.tileRow + warpRow + 1 : listLeft < kColumns;
-    float rescale[2][2];
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
+    for (int m = 0; m < kRowBlocks; ++m) {
+      float rescale[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = work.tileRow + warpRow + m * 16 + half * 8 + lane / 4;
@@ -163,7 +178,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
         best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
         const float base = best * scaleLog2;
         // Exactly 1 where the maximum stays, so that no error piles up over thousands of tiles.
-        rescale[m][half] = exp2Fast((maximum[m][half] - best) * scaleLog2);
+        rescale[half] = exp2Fast((maximum[m][half] - best) * scaleLog2);
         maximum[m][half] = best;
         float added = 0.0f;
 #pragma unroll
@@ -175,12 +190,14 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
             added += score;
           }
         }
-        sum[m][half] = fmaf(sum[m][half], rescale[m][half], added);
+        sum[m][half] = fmaf(sum[m][half], rescale[half], added);
       }
+      // After some tiles a maximum seldom rises.
+      if (!__any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f)) continue;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) accumulated[m][n][i] *= rescale[m][i / 2];
+        for (int i = 0; i < 4; ++i) accumulated[m][n][i] *= rescale[i / 2];
       }
     }
 
@@ -189,9 +206,9 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
     if (tile + 1 < tiles) copyRows(tensors.keys, keyTile, tile + 1);
 #pragma unroll
     for (int k = 0; k < kColumns / 16; ++k) {
-      uint32_t a[2][4];
+      uint32_t a[kRowBlocks][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float* pair = &scores[m][2 * k + i / 2][i % 2 * 2];
@@ -203,7 +220,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
         uint32_t b[4];
         loadMatrix4Transposed(b, (valueRow ^ n % 4 * 32) + n / 4 * kColumnBlock + k * 16 * 128);
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
+        for (int m = 0; m < kRowBlocks; ++m) {
           mma16x8x16<T>(accumulated[m][2 * n], a[m], b[0], b[1]);
           mma16x8x16<T>(accumulated[m][2 * n + 1], a[m], b[2], b[3]);
         }
@@ -212,7 +229,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
   }
 
 #pragma unroll
-  for (int m = 0; m < 2; ++m) {
+  for (int m = 0; m < kRowBlocks; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float total = sum[m][half];
@@ -240,21 +257,20 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Chunk
 template <class T, int kDim>
 cudaError_t launch(const LaunchContext& context) {
   constexpr int kBytes = sizeof(SharedMemoryPlan<T, kDim>);
+  static_assert(kBytes <= kSharedBytesEverywhere);
   const cudaError_t error = allowShared(attend<T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
-  attend<T, kDim><<<attendBlocks(context.layout), kThreads, kBytes, context.stream>>>(
-      context.layout, context.workspace, context.tensors);
+  attend<T, kDim>
+      <<<attendBlocks(context.layout), AttendTraits<kDim>::kThreads, kBytes, context.stream>>>(
+          context.layout, context.workspace, context.tensors);
   return cudaGetLastError();
 }
 
 }  // namespace
 
 cudaError_t launchAttendMmaSync(const LaunchContext& context) {
-  const HeadShape& shape = context.chunk.shape;
-  if (shape.element == Element::bf16) {
-    return shape.headDim == 64 ? launch<Bf16, 64>(context) : launch<Bf16, 128>(context);
-  }
-  return shape.headDim == 64 ? launch<F16, 64>(context) : launch<F16, 128>(context);
+  return dispatchHead(context.chunk.shape,
+                      [&]<class T, int kDim>() { return launch<T, kDim>(context); });
 }
 
 }  // namespace longsight::cuda

@@ -3,35 +3,55 @@
 // scores for tile n runs while tile n - 1 is multiplied with its values, and the two consumers take
 // turns so that one's exponentials overlap the other's products.
 //
-// A tile is 128 columns. First come the tiles of the run, from the diagonal backwards, copied by
-// TMA; then those of the list, whose rows the producer gathers one by one with cp.async. Consumers
-// see no difference: both kinds complete the same barriers.
+// A tile is 128 columns, 64 with 256 dimensions. First come the tiles of the run, from the diagonal
+// backwards, copied by TMA; then those of the list, whose rows the producer gathers one by one with
+// cp.async. Consumers see no difference: both kinds complete the same barriers.
 #include <cuda.h>
 
 #include "attend/tile_work.cuh"
 #include "device/mbarrier.cuh"
 #include "device/tma.cuh"
 #include "device/wgmma_sm90.cuh"
+#include "head_dispatch.cuh"
 
 namespace longsight::cuda {
 namespace {
 
-constexpr int kColumns = 128;
 constexpr int kProducerThreads = 128;
 constexpr int kConsumerThreads = 256;
 constexpr int kThreads = kProducerThreads + kConsumerThreads;
-constexpr int kBlockBytes = 128 * 128;  // 128 rows of 64 elements
+// Where the maximum of a row starts: finite, since the first rows of a tile may see nothing of its
+// last columns and the difference of two infinities is no number.
+constexpr float kLowestMaximum = -1e30f;
 
+// Tiles lie in shared memory in blocks of 64 dimensions. Of the second block 80 and 96 dimensions
+// use a part: the copy engine fills the rest with zeros, products do not read it.
 template <int kDim>
 struct AttendTraits {
-  static constexpr int kStages = kDim == 128 ? 2 : 4;
-  static constexpr int kTileBytes = kDim / 64 * kBlockBytes;
+  // With 256 dimensions the output takes half the registers, the queries a quarter of the memory.
+  static constexpr int kColumns = kDim > 128 ? 64 : 128;
+  static constexpr int kStages = kDim > 64 ? 2 : 4;
+  static constexpr int kBlocks = kTileDim<kDim> / 64;
+  static constexpr int kBlockBytes = kColumns * 128;
+  static constexpr int kTileBytes = kBlocks * kBlockBytes;
+  static constexpr int kQueryBlockBytes = 128 * 128;
+  // Tiles on the diagonal, from which rows see a part.
+  static constexpr int kDiagonalTiles = 128 / kColumns;
+  // A product with values makes at most 128 dimensions.
+  static constexpr int kParts = kDim > 128 ? kDim / 128 : 1;
+  static constexpr int kPartDim = kDim / kParts;
+  // Registers of a thread: scores, and scores packed in pairs.
+  static constexpr int kScores = kColumns / 2;
+  static constexpr int kWeights = kColumns / 4;
+  // Of a thread; one producer's and two consumers' are those of three warpgroups at entry, 504.
+  static constexpr int kProducerRegisters = kDim > 128 ? 40 : kDim % 64 == 0 ? 56 : 72;
+  static constexpr int kConsumerRegisters = (504 - kProducerRegisters) / 2;
 };
 
 template <int kDim>
 struct SharedMemoryPlan {
   using Traits = AttendTraits<kDim>;
-  alignas(1024) unsigned char queries[Traits::kTileBytes];
+  alignas(1024) unsigned char queries[Traits::kBlocks * Traits::kQueryBlockBytes];
   alignas(1024) unsigned char keys[Traits::kStages][Traits::kTileBytes];
   alignas(1024) unsigned char values[Traits::kStages][Traits::kTileBytes];
   // *Full: 128 arrivals of the producer, when its copies have landed.
@@ -49,8 +69,9 @@ struct TileCounts {
   int run;
   int total;
 };
+template <int kColumns>
 __device__ __forceinline__ TileCounts countTiles(const TileWork& work) {
-  const int run = (work.tileRow - work.runBegin) / kColumns + 1;
+  const int run = (work.tileRow + int(kTileRows) - work.runBegin) / kColumns;
   return {run, run + (work.listed + kColumns - 1) / kColumns};
 }
 
@@ -61,12 +82,13 @@ __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const Ti
                                         const CUtensorMap& keyMap, const CUtensorMap& valueMap,
                                         const T* keys, const T* values, int64_t capacityRows) {
   using Traits = AttendTraits<kDim>;
+  constexpr int kColumns = Traits::kColumns;
   constexpr int kRowsAtOnce = kProducerThreads / 8;
   constexpr int kPasses = kColumns / kRowsAtOnce;
   const int thread = threadIdx.x;
   const int rowInPass = thread / 8;
   const int piece = thread % 8;
-  const TileCounts counts = countTiles(work);
+  const TileCounts counts = countTiles<Traits::kColumns>(work);
   const int64_t headOffset = int64_t(work.kvHead) * capacityRows * kDim + piece * 8;
   keys += headOffset;
   values += headOffset;
@@ -90,13 +112,14 @@ __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const Ti
     const uint32_t keyTile = sharedAddress(shared.keys[stage]);
     const uint32_t valueTile = sharedAddress(shared.values[stage]);
     if (tile < counts.run) {
-      const int column = work.tileRow - tile * kColumns;
+      const int column = work.tileRow + int(kTileRows) - (tile + 1) * kColumns;
       const auto copyTile = [&](const CUtensorMap& map, uint32_t target, uint32_t full) {
         if (thread == 0) {
           barrierArriveExpect(full, Traits::kTileBytes);
 #pragma unroll
-          for (int block = 0; block < kDim / 64; ++block) {
-            copyBox(target + block * kBlockBytes, &map, full, block * 64, column, work.kvHead);
+          for (int block = 0; block < Traits::kBlocks; ++block) {
+            copyBox(target + block * Traits::kBlockBytes, &map, full, block * 64, column,
+                    work.kvHead);
           }
         } else {
           barrierArrive(full);
@@ -119,8 +142,9 @@ __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const Ti
           const uint32_t place =
               target + swizzledOffset<128>(pass * kRowsAtOnce + rowInPass, piece);
 #pragma unroll
-          for (int block = 0; block < kDim / 64; ++block) {
-            copyAsync16(place + block * kBlockBytes, row + block * 64, valid);
+          for (int block = 0; block < Traits::kBlocks; ++block) {
+            if (kDim % 64 != 0 && block * 8 + piece >= kDim / 8) continue;
+            copyAsync16(place + block * Traits::kBlockBytes, row + block * 64, valid);
           }
         }
         barrierArriveOnCopies(full);
@@ -140,51 +164,73 @@ __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const Ti
 // ---- consumers
 // -----------------------------------------------------------------------------------
 template <class T, int kDim>
-__device__ __forceinline__ void issueScores(float (&scores)[64], uint32_t queryTile,
-                                            uint32_t keyTile) {
+__device__ __forceinline__ void issueScores(float (&scores)[AttendTraits<kDim>::kScores],
+                                            uint32_t queryTile, uint32_t keyTile) {
+  using Traits = AttendTraits<kDim>;
+  const uint64_t queries = wideRowsDescriptor(queryTile);
+  const uint64_t keys = wideRowsDescriptor(keyTile);
   wgmmaFence();
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
-    const uint32_t offset = k / 4 * kBlockBytes + k % 4 * 32;
-    wgmmaShared(T{}, scores, wideRowsDescriptor(queryTile + offset),
-                wideRowsDescriptor(keyTile + offset), k > 0);
+    // In units of 16 bytes, as descriptors have them.
+    const int inBlock = k % 4 * 2;
+    wgmmaShared(T{}, scores, queries + (k / 4 * Traits::kQueryBlockBytes / 16 + inBlock),
+                keys + (k / 4 * Traits::kBlockBytes / 16 + inBlock), k > 0);
   }
   wgmmaCommit();
 }
+
+// Dimensions kPartDim * part and on of a row's output; see wgmma_sm90.cuh for who holds what.
+template <int kDim>
+using OutputParts = float[AttendTraits<kDim>::kParts][AttendTraits<kDim>::kPartDim / 2];
 
 template <class T, int kDim>
-__device__ __forceinline__ void issueOutput(float (&output)[kDim / 2],
-                                            const uint32_t (&weights)[32], uint32_t valueTile) {
+__device__ __forceinline__ void issueOutput(OutputParts<kDim>& output,
+                                            const uint32_t (&weights)[AttendTraits<kDim>::kWeights],
+                                            uint32_t valueTile) {
+  using Traits = AttendTraits<kDim>;
+  const uint64_t values = transposedDescriptor(valueTile, Traits::kBlockBytes);
   wgmmaFence();
 #pragma unroll
-  for (int k = 0; k < kColumns / 16; ++k) {
-    wgmmaTransposed(T{}, output, weights + 4 * k,
-                    transposedDescriptor(valueTile + k * 16 * 128, kBlockBytes), true);
+  for (int k = 0; k < Traits::kColumns / 16; ++k) {
+#pragma unroll
+    for (int part = 0; part < Traits::kParts; ++part) {
+      const int place = part * (Traits::kPartDim / 64) * Traits::kBlockBytes + k * 16 * 128;
+      wgmmaTransposed(T{}, output[part], weights + 4 * k, values + place / 16, true);
+    }
   }
   wgmmaCommit();
 }
 
-// Columns that a row must not see become -inf: on the diagonal by position, in the last tile of the
-// list beyond its end.
-__device__ __forceinline__ void maskScores(float (&scores)[64], int lastColumn0, int lastColumn1) {
-  const int column = threadIdx.x % 4 * 2;
+template <int kParts, int kCount>
+__device__ __forceinline__ void pinParts(float (&parts)[kParts][kCount]) {
 #pragma unroll
-  for (int i = 0; i < 64; ++i) {
-    const int n = i / 4 * 8 + column + i % 2;
-    if (n > (i % 4 < 2 ? lastColumn0 : lastColumn1)) scores[i] = -INFINITY;
+  for (int part = 0; part < kParts; ++part) pinRegisters(parts[part]);
+}
+
+// Columns beyond the last that a row may see become -inf: on the diagonal by position, where the
+// thread's second row sees kRowStep = 8 columns more than its first, in the last tile of the list
+// beyond its end.
+template <int kRowStep, int kScores>
+__device__ __forceinline__ void maskScores(float (&scores)[kScores], int lastColumn) {
+  const int last = lastColumn - threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    if (i / 4 * 8 + i % 2 - i % 4 / 2 * kRowStep > last) scores[i] = -INFINITY;
   }
 }
 
 // Turns scores into weights in place. `rescale` is by what older sums and outputs must be
 // multiplied. `sum` stays a partial sum of this thread.
-__device__ __forceinline__ void onlineSoftmax(float (&scores)[64], float (&maximum)[2],
+template <int kScores>
+__device__ __forceinline__ void onlineSoftmax(float (&scores)[kScores], float (&maximum)[2],
                                               float (&sum)[2], float (&rescale)[2],
                                               float scaleLog2) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float best = maximum[half];
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kScores / 4; ++j) {
       best = fmaxf(best, fmaxf(scores[4 * j + 2 * half], scores[4 * j + 2 * half + 1]));
     }
     best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
@@ -194,7 +240,7 @@ __device__ __forceinline__ void onlineSoftmax(float (&scores)[64], float (&maxim
     const float base = best * scaleLog2;
     float added = 0.0f;
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kScores / 4; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float& score = scores[4 * j + 2 * half + i];
@@ -206,10 +252,11 @@ __device__ __forceinline__ void onlineSoftmax(float (&scores)[64], float (&maxim
   }
 }
 
-template <class T>
-__device__ __forceinline__ void packWeights(const float (&scores)[64], uint32_t (&weights)[32]) {
+template <class T, int kScores>
+__device__ __forceinline__ void packWeights(const float (&scores)[kScores],
+                                            uint32_t (&weights)[kScores / 2]) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) weights[i] = packPair<T>(scores[2 * i], scores[2 * i + 1]);
+  for (int i = 0; i < kScores / 2; ++i) weights[i] = packPair<T>(scores[2 * i], scores[2 * i + 1]);
 }
 
 struct OutputPlace {
@@ -245,20 +292,18 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
   namedBarrierSync(kQueriesLoaded + consumer, 128);
   if (consumer == 1) namedBarrierArrive(kTurn, kConsumerThreads);
 
-  const TileCounts counts = countTiles(work);
+  const TileCounts counts = countTiles<Traits::kColumns>(work);
   const uint32_t queryTile = sharedAddress(shared.queries) + consumer * 64 * 128;
   // Position of this thread's rows within the tile.
   const int row0 = consumer * 64 + thread / 32 * 16 + lane / 4;
-  const int tailLast = (work.listed - 1) % kColumns;
+  const int tailLast = (work.listed - 1) % Traits::kColumns;
 
-  float accumulated[kDim / 2];
-#pragma unroll
-  for (int i = 0; i < kDim / 2; ++i) accumulated[i] = 0.0f;
-  float maximum[2] = {-INFINITY, -INFINITY};
+  OutputParts<kDim> accumulated = {};
+  float maximum[2] = {kLowestMaximum, kLowestMaximum};
   float sum[2] = {0.0f, 0.0f};
   float rescale[2];
-  float scores[64];
-  uint32_t weights[32];
+  float scores[Traits::kScores];
+  uint32_t weights[Traits::kWeights];
 
   barrierWait(sharedAddress(&shared.keysFull[0]), 0);
   fenceAsyncProxy();
@@ -268,7 +313,8 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
   wgmmaWait<0>();
   pinRegisters(scores);
   if (signals) barrierArrive(sharedAddress(&shared.keysEmpty[0]));
-  maskScores(scores, row0, row0 + 8);
+  constexpr int kFirstColumn = int(kTileRows) - Traits::kColumns;
+  maskScores<8>(scores, row0 - kFirstColumn);
   onlineSoftmax(scores, maximum, sum, rescale, scaleLog2);
   packWeights<T>(scores, weights);
 
@@ -288,27 +334,33 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
     issueScores<T, kDim>(scores, queryTile, sharedAddress(shared.keys[stage]));
     barrierWait(sharedAddress(&shared.valuesFull[previousStage]), previousParity);
     fenceAsyncProxy();
-    pinRegisters(accumulated);
+    pinParts(accumulated);
     issueOutput<T, kDim>(accumulated, weights, sharedAddress(shared.values[previousStage]));
     namedBarrierArrive(kTurn + (consumer ^ 1), kConsumerThreads);
     wgmmaWait<1>();
     pinRegisters(scores);
     if (signals) barrierArrive(sharedAddress(&shared.keysEmpty[stage]));
-    if (tile == counts.total - 1 && tile >= counts.run) maskScores(scores, tailLast, tailLast);
+    if (tile < Traits::kDiagonalTiles) {
+      maskScores<8>(scores, row0 - kFirstColumn + tile * Traits::kColumns);
+    }
+    if (tile == counts.total - 1 && tile >= counts.run) maskScores<0>(scores, tailLast);
     onlineSoftmax(scores, maximum, sum, rescale, scaleLog2);
     wgmmaWait<0>();
-    pinRegisters(accumulated);
+    pinParts(accumulated);
     if (signals) barrierArrive(sharedAddress(&shared.valuesEmpty[previousStage]));
 #pragma unroll
-    for (int i = 0; i < kDim / 2; ++i) accumulated[i] *= rescale[i % 4 / 2];
+    for (int part = 0; part < Traits::kParts; ++part) {
+#pragma unroll
+      for (int i = 0; i < Traits::kPartDim / 2; ++i) accumulated[part][i] *= rescale[i % 4 / 2];
+    }
     packWeights<T>(scores, weights);
   }
   barrierWait(sharedAddress(&shared.valuesFull[stage]), parity);
   fenceAsyncProxy();
-  pinRegisters(accumulated);
+  pinParts(accumulated);
   issueOutput<T, kDim>(accumulated, weights, sharedAddress(shared.values[stage]));
   wgmmaWait<0>();
-  pinRegisters(accumulated);
+  pinParts(accumulated);
   // The turn that consumer 1 gave away last stays open; take it, so that none is left at exit.
   if (consumer == 0) namedBarrierSync(kTurn, kConsumerThreads);
 
@@ -324,8 +376,10 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
     T* target = output + (row * place.heads + work.head) * kDim + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      *reinterpret_cast<uint32_t*>(target + j * 8) = packPair<T>(
-          accumulated[4 * j + 2 * half] * inverse, accumulated[4 * j + 2 * half + 1] * inverse);
+      constexpr int kPartTiles = Traits::kPartDim / 8;
+      const float* pair = accumulated[j / kPartTiles] + 4 * (j % kPartTiles) + 2 * half;
+      *reinterpret_cast<uint32_t*>(target + j * 8) =
+          packPair<T>(pair[0] * inverse, pair[1] * inverse);
     }
     if (logSumExp != nullptr && lane % 4 == 0) {
       logSumExp[work.head * place.rows + row] = (maximum[half] * scaleLog2 + log2f(total)) * kLn2;
@@ -356,11 +410,11 @@ __global__ __launch_bounds__(kThreads, 1) void attend(const __grid_constant__ Ch
   }
   __syncthreads();
   if (threadIdx.x < kProducerThreads) {
-    releaseRegisters<56>();
+    releaseRegisters<AttendTraits<kDim>::kProducerRegisters>();
     produce<T, kDim>(shared, work, keyMap, valueMap, static_cast<const T*>(tensors.keys),
                      static_cast<const T*>(tensors.values), tensors.capacityRows);
   } else {
-    claimRegisters<224>();
+    claimRegisters<AttendTraits<kDim>::kConsumerRegisters>();
     consume<T, kDim>(shared, work, static_cast<const T*>(tensors.queries),
                      static_cast<T*>(tensors.output), tensors.logSumExp,
                      OutputPlace{layout.begin, layout.end - layout.begin, layout.heads},
@@ -375,9 +429,9 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
                                  const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                                  CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-// A map of [kvHead][row][element] that ends at `rows`, for boxes of 128 rows of 64 elements.
+// A map of [kvHead][row][element] that ends at `rows`, for boxes of boxRows rows of 64 elements.
 cudaError_t makeMap(CUtensorMap& map, const void* base, const HeadShape& shape, int64_t rows,
-                    int64_t capacityRows) {
+                    int64_t capacityRows, cuuint32_t boxRows) {
   static void* entry = nullptr;
   if (entry == nullptr) {
     cudaDriverEntryPointQueryResult found{};
@@ -390,7 +444,7 @@ cudaError_t makeMap(CUtensorMap& map, const void* base, const HeadShape& shape, 
   const cuuint64_t extents[3] = {dim, static_cast<cuuint64_t>(rows),
                                  static_cast<cuuint64_t>(shape.kvHeads)};
   const cuuint64_t strides[2] = {dim * 2, static_cast<cuuint64_t>(capacityRows) * dim * 2};
-  const cuuint32_t box[3] = {64, 128, 1};
+  const cuuint32_t box[3] = {64, boxRows, 1};
   const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result = reinterpret_cast<EncodeTiled>(entry)(
       &map,
@@ -407,12 +461,15 @@ cudaError_t launch(const LaunchContext& context) {
   CUtensorMap keyMap, valueMap;
   const Tensors& tensors = context.tensors;
   const HeadShape& shape = context.chunk.shape;
+  constexpr cuuint32_t kBoxRows = AttendTraits<kDim>::kColumns;
   cudaError_t error =
-      makeMap(keyMap, tensors.keys, shape, context.layout.end, tensors.capacityRows);
+      makeMap(keyMap, tensors.keys, shape, context.layout.end, tensors.capacityRows, kBoxRows);
   if (error == cudaSuccess) {
-    error = makeMap(valueMap, tensors.values, shape, context.layout.end, tensors.capacityRows);
+    error = makeMap(valueMap, tensors.values, shape, context.layout.end, tensors.capacityRows,
+                    kBoxRows);
   }
   constexpr int kBytes = sizeof(SharedMemoryPlan<kDim>);
+  static_assert(kBytes <= 227 * 1024);
   if (error == cudaSuccess) error = allowShared(attend<T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
   attend<T, kDim><<<attendBlocks(context.layout), kThreads, kBytes, context.stream>>>(
@@ -423,11 +480,8 @@ cudaError_t launch(const LaunchContext& context) {
 }  // namespace
 
 cudaError_t launchAttendWgmma(const LaunchContext& context) {
-  const HeadShape& shape = context.chunk.shape;
-  if (shape.element == Element::bf16) {
-    return shape.headDim == 64 ? launch<Bf16, 64>(context) : launch<Bf16, 128>(context);
-  }
-  return shape.headDim == 64 ? launch<F16, 64>(context) : launch<F16, 128>(context);
+  return dispatchHead(context.chunk.shape,
+                      [&]<class T, int kDim>() { return launch<T, kDim>(context); });
 }
 
 }  // namespace longsight::cuda

@@ -1,9 +1,16 @@
 // Coverage: the share of a row's exact attention probability that its kept columns hold.
 #include "chunk_layout.h"
+#include "head_dispatch.cuh"
 #include "sample/row_log_sum.cuh"
 
 namespace longsight::cuda {
 namespace {
+
+// What fits in shared memory.
+template <int kDim>
+inline constexpr int kRowBlocks = kDim > 128 ? 1 : 2;
+template <int kDim>
+inline constexpr int kRows = kRowBlocks<kDim> * kSumRows;
 
 // The segment's audit row number i, or -1; the rule of auditRows() in attention/plan.h.
 __device__ int auditRow(const SegmentLayout& segment, int auditRows, int i) {
@@ -19,19 +26,19 @@ __device__ int auditRow(const SegmentLayout& segment, int auditRows, int i) {
   return static_cast<int>(row);
 }
 
-// Packed rows are [segment][audit row][head of the group], in chunks of kSumRows.
+// Packed rows are [segment][audit row][head of the group], in chunks of kRows.
 // Block (chunk, KV head, split of the columns).
 template <class T, int kDim>
-__global__ __launch_bounds__(kSumThreads) void auditSums(const __grid_constant__ ChunkLayout layout,
-                                                         const Workspace workspace,
-                                                         const T* queries, const T* keys,
-                                                         int64_t capacityRows, float scale) {
+__global__ __launch_bounds__(kSumThreads,
+                             2) void auditSums(const __grid_constant__ ChunkLayout layout,
+                                               const Workspace workspace, const T* queries,
+                                               const T* keys, int64_t capacityRows, float scale) {
   extern __shared__ char sharedBytes[];
-  auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim>*>(sharedBytes);
+  auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim, kRowBlocks<kDim>>*>(sharedBytes);
   const int kvHead = blockIdx.y;
   const int total = layout.segmentCount * layout.auditRows * layout.group;
-  const int packedBegin = blockIdx.x * kSumRows;
-  const int packedEnd = min(total, packedBegin + kSumRows);
+  const int packedBegin = blockIdx.x * kRows<kDim>;
+  const int packedEnd = min(total, packedBegin + kRows<kDim>);
   const int columnBegin = blockIdx.z * kAuditSplitColumns;
   const int perSegment = layout.auditRows * layout.group;
   const SegmentLayout& last = layout.segments[(packedEnd - 1) / perSegment];
@@ -49,12 +56,14 @@ __global__ __launch_bounds__(kSumThreads) void auditSums(const __grid_constant__
     const int head = kvHead * layout.group + (packedBegin + i) % layout.group;
     return queries + (int64_t(row - layout.begin) * layout.heads + head) * kDim;
   };
-  RowSum sums[2];
+  constexpr int kHalves = 2 * kRowBlocks<kDim>;
+  RowSum sums[kHalves];
   sumRows<T, kDim>(shared, query, position, keys + int64_t(kvHead) * capacityRows * kDim, columns,
                    ColumnRange{0, 0}, scale * kLog2E, sums);
   if (threadIdx.x % 4 != 0) return;
-  for (int half = 0; half < 2; ++half) {
-    const int packed = packedBegin + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + half * 8;
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    const int packed = packedBegin + packedRowOfSum<kRowBlocks<kDim>>(half);
     if (packed >= total) continue;
     const int64_t slot = (int64_t(blockIdx.z) * layout.kvHeads + kvHead) * total + packed;
     workspace.auditPartial[slot] = make_float2(sums[half].maximum, sums[half].sum);
@@ -97,11 +106,12 @@ cudaError_t launch(const LaunchContext& context) {
   const ChunkLayout& layout = context.layout;
   const int total = layout.segmentCount * layout.auditRows * layout.group;
   const int splits = (layout.end + kAuditSplitColumns - 1) / kAuditSplitColumns;
-  constexpr int kBytes = sizeof(RowSumSharedMemory<T, kDim>);
+  constexpr int kBytes = sizeof(RowSumSharedMemory<T, kDim, kRowBlocks<kDim>>);
+  static_assert(kBytes <= kSharedBytesEverywhere);
   const cudaError_t error = allowShared(auditSums<T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
-  auditSums<T, kDim><<<dim3((total + kSumRows - 1) / kSumRows, layout.kvHeads, splits), kSumThreads,
-                       kBytes, context.stream>>>(
+  auditSums<T, kDim><<<dim3((total + kRows<kDim> - 1) / kRows<kDim>, layout.kvHeads, splits),
+                       kSumThreads, kBytes, context.stream>>>(
       layout, context.workspace, static_cast<const T*>(context.tensors.queries),
       static_cast<const T*>(context.tensors.keys), context.tensors.capacityRows,
       context.tensors.scale);
@@ -115,11 +125,8 @@ cudaError_t launch(const LaunchContext& context) {
 }  // namespace
 
 cudaError_t launchAuditRows(const LaunchContext& context) {
-  const HeadShape& shape = context.chunk.shape;
-  if (shape.element == Element::bf16) {
-    return shape.headDim == 64 ? launch<Bf16, 64>(context) : launch<Bf16, 128>(context);
-  }
-  return shape.headDim == 64 ? launch<F16, 64>(context) : launch<F16, 128>(context);
+  return dispatchHead(context.chunk.shape,
+                      [&]<class T, int kDim>() { return launch<T, kDim>(context); });
 }
 
 }  // namespace longsight::cuda

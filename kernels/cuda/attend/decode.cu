@@ -1,21 +1,24 @@
 // Decode: 1 to 16 rows over a long cache, bound by reading it. The columns are split over blocks
 // and within a block over warps, each with its own pipeline of 16 columns a step; partial outputs
-// meet in shared memory, then in a second kernel, in a fixed order.
+// meet in shared memory, then in a second kernel, in a fixed order. How a step lies in shared
+// memory and becomes operands of mma.sync depends on the cache: decode_steps.cuh.
 #include <algorithm>
 
+#include "attend/decode_steps.cuh"
 #include "chunk_layout.h"
-#include "device/mma_sm80.cuh"
+#include "head_dispatch.cuh"
 
 namespace longsight::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * 32;
 constexpr int kStages = 3;
-constexpr int kColumns = 16;     // of a warp's step
+constexpr int kColumns = kStepColumns;
 constexpr int kPackedRows = 16;  // (row, head of the group) pairs of a block
 // Two blocks on each processor of a large card; only the speed depends on it.
 constexpr int kWantedBlocks = 264;
+
+// As many as fit with their stages in kSharedBytesEverywhere.
+LONGSIGHT_HOST_DEVICE constexpr int warpsOf(int headDim) { return headDim > 128 ? 2 : 4; }
 
 struct DecodeLayout {
   int rows;
@@ -38,19 +41,17 @@ DecodeLayout decodeLayout(const DecodeTask& task) {
   layout.packedBlocks = (task.rows * layout.group + kPackedRows - 1) / kPackedRows;
   const int columns = layout.firstRow + task.rows;
   const int wanted = std::max(1, kWantedBlocks / (layout.kvHeads * layout.packedBlocks));
-  constexpr int kStep = kColumns * kWarps;
+  const int step = kColumns * warpsOf(task.shape.headDim);
   const int perSplit = (columns + wanted - 1) / wanted;
-  layout.columnsPerSplit = std::max(4 * kStep, (perSplit + kStep - 1) / kStep * kStep);
+  layout.columnsPerSplit = std::max(4 * step, (perSplit + step - 1) / step * step);
   layout.splits = (columns + layout.columnsPerSplit - 1) / layout.columnsPerSplit;
   return layout;
 }
 
-template <class T, int kDim>
+template <class Step, int kDim>
 union SharedMemoryPlan {
-  struct {
-    T keys[kWarps][kStages][kColumns * kDim];
-    T values[kWarps][kStages][kColumns * kDim];
-  } tiles;
+  static constexpr int kWarps = warpsOf(kDim);
+  Step steps[kWarps][kStages];
   struct {
     float output[kWarps][kPackedRows][kDim];
     float maximum[kWarps][kPackedRows];
@@ -64,22 +65,21 @@ struct Partials {
   float2* sums;
 };
 
-template <class T, int kDim>
-__global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layout,
-                                                        const Partials partials,
-                                                        const Tensors tensors) {
+template <class Step, class T, int kDim>
+__global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLayout layout,
+                                                                  const Partials partials,
+                                                                  const Tensors tensors) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
-  auto& shared = *reinterpret_cast<SharedMemoryPlan<T, kDim>*>(sharedBytes);
-  constexpr int kPieces = kDim / 8;
+  auto& shared = *reinterpret_cast<SharedMemoryPlan<Step, kDim>*>(sharedBytes);
+  constexpr int kWarps = warpsOf(kDim);
+  constexpr int kOutputGroups = (kDim + 31) / 32;
   const int split = blockIdx.x;
   const int kvHead = blockIdx.y;
   const int packedBegin = blockIdx.z * kPackedRows;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int columnsEnd = min(layout.firstRow + layout.rows, (split + 1) * layout.columnsPerSplit);
-  const int64_t headOffset = int64_t(kvHead) * tensors.capacityRows * kDim;
-  const T* keys = static_cast<const T*>(tensors.keys) + headOffset;
-  const T* values = static_cast<const T*>(tensors.values) + headOffset;
+  const int64_t cacheRow = int64_t(kvHead) * tensors.capacityRows;
 
   const auto stepColumn = [&](int step) {
     return split * layout.columnsPerSplit + (step * kWarps + warp) * kColumns;
@@ -89,19 +89,9 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
       max(0, (columnsEnd - firstColumn + kColumns * kWarps - 1) / (kColumns * kWarps));
   const auto copyStep = [&](int step) {
     if (step < steps) {
-      const uint32_t keyTile = sharedAddress(shared.tiles.keys[warp][step % kStages]);
-      const uint32_t valueTile = sharedAddress(shared.tiles.values[warp][step % kStages]);
-#pragma unroll
-      for (int i = lane; i < kColumns * kPieces; i += 32) {
-        const int row = i / kPieces;
-        const int piece = i % kPieces;
-        const int column = stepColumn(step) + row;
-        const bool valid = column < columnsEnd;
-        const int64_t source = valid ? int64_t(column) * kDim + piece * 8 : 0;
-        const uint32_t place = tileOffset<kDim, kColumns>(row, piece);
-        copyAsync16(keyTile + place, keys + source, valid);
-        copyAsync16(valueTile + place, values + source, valid);
-      }
+      const int column = stepColumn(step);
+      shared.steps[warp][step % kStages].copy(tensors, cacheRow + column, columnsEnd - column,
+                                              lane);
     }
     copyAsyncCommit();
   };
@@ -118,15 +108,18 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
     const int head = kvHead * layout.group + packed % layout.group;
     position[half] = valid ? layout.firstRow + row : -1;
     const T* query = static_cast<const T*>(tensors.queries) +
-                     (valid ? (int64_t(row) * layout.heads + head) * kDim + lane % 4 * 2 : 0);
+                     (valid ? (int64_t(row) * layout.heads + head) * kDim : 0);
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      q[k][half] = valid ? *reinterpret_cast<const uint32_t*>(query + k * 16) : 0;
-      q[k][half + 2] = valid ? *reinterpret_cast<const uint32_t*>(query + k * 16 + 8) : 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const T* pair = query + k * 16 + Step::keyDim(lane, i);
+        q[k][half + 2 * i] = valid ? *reinterpret_cast<const uint32_t*>(pair) : 0;
+      }
     }
   }
 
-  float output[kDim / 8][4] = {};
+  float output[kOutputGroups][4][4] = {};
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};
   const float scaleLog2 = tensors.scale * kLog2E;
@@ -134,14 +127,12 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
     copyAsyncWait<kStages - 2>();
     __syncwarp();
     copyStep(step + kStages - 1);
-    const uint32_t keyTile = sharedAddress(shared.tiles.keys[warp][step % kStages]);
-    const uint32_t valueTile = sharedAddress(shared.tiles.values[warp][step % kStages]);
+    const Step& current = shared.steps[warp][step % kStages];
     float scores[2][4] = {};
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
-      loadMatrix4(
-          b, keyTile + tileOffset<kDim, kColumns>(lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+      current.loadKeys(k, lane, b);
       mma16x8x16<T>(scores[0], q[k], b[0], b[1]);
       mma16x8x16<T>(scores[1], q[k], b[2], b[3]);
     }
@@ -176,17 +167,15 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
         packPair<T>(scores[0][0], scores[0][1]), packPair<T>(scores[0][2], scores[0][3]),
         packPair<T>(scores[1][0], scores[1][1]), packPair<T>(scores[1][2], scores[1][3])};
 #pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
+    for (int group = 0; group < kOutputGroups; ++group) {
+      uint32_t b[4][2];
+      current.loadValues(group, lane, b);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) output[n][i] *= rescale[i / 2];
-    }
+      for (int n = 0; n < 4; ++n) {
 #pragma unroll
-    for (int n = 0; n < kDim / 16; ++n) {
-      uint32_t b[4];
-      loadMatrix4Transposed(b,
-                            valueTile + tileOffset<kDim, kColumns>(lane % 16, n * 2 + lane / 16));
-      mma16x8x16<T>(output[2 * n], weights, b[0], b[1]);
-      mma16x8x16<T>(output[2 * n + 1], weights, b[2], b[3]);
+        for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
+        mma16x8x16<T>(output[group][n], weights, b[n][0], b[n][1]);
+      }
     }
   }
   copyAsyncWait<0>();
@@ -203,13 +192,21 @@ __global__ __launch_bounds__(kThreads) void decodeSplit(const DecodeLayout layou
       shared.merge.sum[warp][row] = total;
     }
 #pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      *reinterpret_cast<float2*>(&shared.merge.output[warp][row][n * 8 + lane % 4 * 2]) =
-          make_float2(output[n][2 * half], output[n][2 * half + 1]);
+    for (int group = 0; group < kOutputGroups; ++group) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int dim = group * 32 + Step::valueDim(lane, n, i);
+          if (kDim % 32 == 0 || dim < kDim) {
+            shared.merge.output[warp][row][dim] = output[group][n][2 * half + i];
+          }
+        }
+      }
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kPackedRows * kDim; i += kThreads) {
+  for (int i = threadIdx.x; i < kPackedRows * kDim; i += kWarps * 32) {
     const int row = i / kDim;
     const int packed = packedBegin + row;
     if (packed >= layout.rows * layout.group) break;
@@ -258,18 +255,19 @@ __global__ __launch_bounds__(kDim) void combineSplits(const DecodeLayout layout,
   }
 }
 
-template <class T, int kDim>
+template <class Step, class T, int kDim>
 cudaError_t launch(const DecodeTask& task, void* workspace, cudaStream_t stream) {
   const DecodeLayout layout = decodeLayout(task);
   const int64_t slots = int64_t{layout.splits} * layout.rows * layout.heads;
   auto* output = static_cast<float*>(workspace);
   const Partials partials{output, reinterpret_cast<float2*>(output + slots * kDim)};
-  constexpr int kBytes = sizeof(SharedMemoryPlan<T, kDim>);
-  const cudaError_t error = allowShared(decodeSplit<T, kDim>, kBytes);
+  constexpr int kBytes = sizeof(SharedMemoryPlan<Step, kDim>);
+  static_assert(kBytes <= kSharedBytesEverywhere);
+  const cudaError_t error = allowShared(decodeSplit<Step, T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
-  decodeSplit<T, kDim>
-      <<<dim3(layout.splits, layout.kvHeads, layout.packedBlocks), kThreads, kBytes, stream>>>(
-          layout, partials, task.tensors);
+  decodeSplit<Step, T, kDim>
+      <<<dim3(layout.splits, layout.kvHeads, layout.packedBlocks), warpsOf(kDim) * 32, kBytes,
+         stream>>>(layout, partials, task.tensors);
   if (const cudaError_t failed = cudaGetLastError(); failed != cudaSuccess) return failed;
   combineSplits<T, kDim>
       <<<layout.rows * layout.heads, kDim, 0, stream>>>(layout, partials, task.tensors);
@@ -285,13 +283,11 @@ int64_t decodeWorkspaceBytes(const DecodeTask& task) {
 
 cudaError_t launchDecode(const DecodeTask& task, void* workspace, cudaStream_t stream) {
   if (!validate(task).empty() || workspace == nullptr) return cudaErrorInvalidValue;
-  const HeadShape& shape = task.shape;
-  if (shape.element == Element::bf16) {
-    return shape.headDim == 64 ? launch<Bf16, 64>(task, workspace, stream)
-                               : launch<Bf16, 128>(task, workspace, stream);
-  }
-  return shape.headDim == 64 ? launch<F16, 64>(task, workspace, stream)
-                             : launch<F16, 128>(task, workspace, stream);
+  return dispatchHead(task.shape, [&]<class T, int kDim>() {
+    return task.shape.storage == KvStorage::q8
+               ? launch<Q8Step<T, kDim>, T, kDim>(task, workspace, stream)
+               : launch<ElementStep<T, kDim>, T, kDim>(task, workspace, stream);
+  });
 }
 
 }  // namespace longsight::cuda

@@ -22,7 +22,9 @@ struct TileWork {
 __device__ inline bool findTileWork(const ChunkLayout& layout, const Workspace& workspace,
                                     TileWork& work) {
   const int perUnit = layout.group * layout.maxTiles;
-  const int unit = workspace.unitOrder[blockIdx.x / perUnit];
+  const int place = blockIdx.x / perUnit;
+  const int unit = layout.allDense ? layout.segmentCount * layout.kvHeads - 1 - place
+                                   : workspace.unitOrder[place];
   const int inUnit = blockIdx.x % perUnit;
   const int segmentIndex = unit / layout.kvHeads;
   const SegmentLayout& segment = layout.segments[segmentIndex];

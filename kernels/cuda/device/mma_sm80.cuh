@@ -23,6 +23,13 @@ __device__ __forceinline__ void copyAsync16(uint32_t target, const void* source,
                : "memory");
 }
 
+// The same for the first `bytes` of the 16; the others become zeros.
+__device__ __forceinline__ void copyAsyncPart(uint32_t target, const void* source, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(bytes)
+               : "memory");
+}
+
 __device__ __forceinline__ void copyAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -87,6 +94,11 @@ __device__ __forceinline__ uint32_t swizzledOffset(int row, int piece) {
   const int permuted = kRowBytes == 128 ? piece ^ (row & 7) : piece ^ ((row >> 1) & 3);
   return static_cast<uint32_t>(row * kRowBytes + permuted * 16);
 }
+
+// Elements that a row of a tile takes up: whole blocks of 64, of which the last may be used in
+// part.
+template <int kDim>
+inline constexpr int kTileDim = kDim == 32 ? 32 : (kDim + 63) / 64 * 64;
 
 // Tiles of more than 64 elements a row are split into blocks of 64 columns, each of kRows rows.
 template <int kDim, int kRows>

@@ -122,6 +122,7 @@ cudaError_t launchFilter(const LaunchContext& context) {
   buildLists<<<dim3(layout.heads, layout.segmentCount), kListThreads, 0, context.stream>>>(
       layout, context.workspace);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  if (layout.allDense) return cudaSuccess;
   orderUnits<<<1, 1024, 0, context.stream>>>(layout, context.workspace);
   return cudaGetLastError();
 }

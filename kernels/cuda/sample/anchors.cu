@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "chunk_layout.h"
+#include "head_dispatch.cuh"
 #include "sample/row_log_sum.cuh"
 
 namespace longsight::cuda {
@@ -10,10 +11,11 @@ namespace {
 // Block (tile of the segment * chunks + chunk, KV head, segment): the voters of one 128-row tile,
 // with all heads of the group, packed [voter][head] in chunks of kSumRows.
 template <class T, int kDim>
-__global__ __launch_bounds__(kSumThreads) void anchors(const __grid_constant__ ChunkLayout layout,
-                                                       const Workspace workspace, const T* queries,
-                                                       const T* keys, int64_t capacityRows,
-                                                       float scale, float lnEpsilon, int chunks) {
+__global__ __launch_bounds__(kSumThreads,
+                             4) void anchors(const __grid_constant__ ChunkLayout layout,
+                                             const Workspace workspace, const T* queries,
+                                             const T* keys, int64_t capacityRows, float scale,
+                                             float lnEpsilon, int chunks) {
   extern __shared__ char sharedBytes[];
   auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim>*>(sharedBytes);
   const SegmentLayout& segment = layout.segments[blockIdx.z];
@@ -48,7 +50,7 @@ __global__ __launch_bounds__(kSumThreads) void anchors(const __grid_constant__ C
                    scale * kLog2E, sums);
   if (threadIdx.x % 4 != 0) return;
   for (int half = 0; half < 2; ++half) {
-    const int i = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + half * 8;
+    const int i = packedRowOfSum<1>(half);
     if (i >= packedRows) continue;
     const float anchor = (sums[half].maximum + log2f(sums[half].sum)) * kLn2;
     workspace.voterValues[segment.voterBegin + int64_t(headOf(i)) * segment.voters + voterOf(i)] =
@@ -66,6 +68,7 @@ cudaError_t launch(const LaunchContext& context) {
   }
   const int chunks = (mostVoters * layout.group + kSumRows - 1) / kSumRows;
   constexpr int kBytes = sizeof(RowSumSharedMemory<T, kDim>);
+  static_assert(kBytes <= kSharedBytesEverywhere);
   const cudaError_t error = allowShared(anchors<T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
   anchors<T, kDim><<<dim3(layout.maxTiles * chunks, layout.kvHeads, layout.segmentCount),
@@ -79,11 +82,8 @@ cudaError_t launch(const LaunchContext& context) {
 }  // namespace
 
 cudaError_t launchAnchors(const LaunchContext& context) {
-  const HeadShape& shape = context.chunk.shape;
-  if (shape.element == Element::bf16) {
-    return shape.headDim == 64 ? launch<Bf16, 64>(context) : launch<Bf16, 128>(context);
-  }
-  return shape.headDim == 64 ? launch<F16, 64>(context) : launch<F16, 128>(context);
+  return dispatchHead(context.chunk.shape,
+                      [&]<class T, int kDim>() { return launch<T, kDim>(context); });
 }
 
 }  // namespace longsight::cuda

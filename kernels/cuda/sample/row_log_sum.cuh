@@ -8,13 +8,14 @@
 namespace longsight::cuda {
 
 inline constexpr int kSumThreads = 128;
-inline constexpr int kSumRows = 64;     // packed rows of a block: 16 a warp
+inline constexpr int kSumRows = 64;     // packed rows of a block, times kRowBlocks: 16 a warp
 inline constexpr int kSumColumns = 64;  // columns of a tile
 
-template <class T, int kDim>
+// kRowBlocks: blocks of 16 rows of a warp. Two halve the reads of keys, where there are the rows.
+template <class T, int kDim, int kRowBlocks = 1>
 struct RowSumSharedMemory {
-  alignas(1024) T queries[kSumRows * kDim];
-  alignas(1024) T keys[2][kSumColumns * kDim];
+  alignas(1024) T queries[kRowBlocks * kSumRows * kTileDim<kDim>];
+  alignas(1024) T keys[2][kSumColumns * kTileDim<kDim>];
 };
 
 // Columns [begin, end), also bounded by the row itself (causal). begin is a multiple of 64.
@@ -33,22 +34,29 @@ struct RowSum {
 };
 
 // rowQuery(i) is the query of packed row i or null, rowPosition(i) its absolute position or -1.
-// `keys` is the KV head's first row. Thread t gets the sums of packed rows
-// 16 (t / 32) + (t % 32) / 4 and that + 8, the same in the four threads of a row.
-template <class T, int kDim, class RowQuery, class RowPosition>
-__device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
+// `keys` is the KV head's first row. result[i] is the sum of packed row packedRowOfSum(i), the same
+// in the four threads of a row.
+template <int kRowBlocks>
+__device__ __forceinline__ int packedRowOfSum(int i) {
+  return threadIdx.x / 32 * (16 * kRowBlocks) + threadIdx.x % 32 / 4 + i * 8;
+}
+
+template <class T, int kDim, int kRowBlocks, class RowQuery, class RowPosition>
+__device__ void sumRows(RowSumSharedMemory<T, kDim, kRowBlocks>& shared, RowQuery rowQuery,
                         RowPosition rowPosition, const T* keys, ColumnRange first,
-                        ColumnRange second, float scaleLog2, RowSum (&result)[2]) {
+                        ColumnRange second, float scaleLog2, RowSum (&result)[2 * kRowBlocks]) {
   constexpr int kPieces = kDim / 8;
+  constexpr int kRows = kRowBlocks * kSumRows;
+  constexpr int kHalves = 2 * kRowBlocks;
   const int thread = threadIdx.x;
   const int lane = thread % 32;
   const int warp = thread / 32;
   const uint32_t queryTile = sharedAddress(shared.queries);
 
-  for (int i = thread; i < kSumRows * kPieces; i += kSumThreads) {
+  for (int i = thread; i < kRows * kPieces; i += kSumThreads) {
     const int row = i / kPieces;
     const T* source = rowQuery(row);
-    copyAsync16(queryTile + tileOffset<kDim, kSumRows>(row, i % kPieces),
+    copyAsync16(queryTile + tileOffset<kDim, kRows>(row, i % kPieces),
                 source == nullptr ? keys : source + i % kPieces * 8, source != nullptr);
   }
   const int firstTiles = first.tiles();
@@ -62,6 +70,7 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
   const auto loadTile = [&](int tile) {
     const ColumnRange range = rangeOf(tile);
     const uint32_t target = sharedAddress(shared.keys[tile % 2]);
+#pragma unroll 4
     for (int i = thread; i < kSumColumns * kPieces; i += kSumThreads) {
       const int row = i / kPieces;
       const bool valid = range.begin + row < range.end;
@@ -72,41 +81,54 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
   if (tiles > 0) loadTile(0);
   copyAsyncCommit();
 
-  const int positions[2] = {rowPosition(warp * 16 + lane / 4),
-                            rowPosition(warp * 16 + lane / 4 + 8)};
-  float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0.0f, 0.0f};
+  int positions[kHalves];
+  float maximum[kHalves];
+  float sum[kHalves] = {};
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    positions[half] = rowPosition(packedRowOfSum<kRowBlocks>(half));
+    maximum[half] = -INFINITY;
+  }
+  // Addresses of this thread's matrix rows at k = 0; since the swizzle only flips address bits 4 to
+  // 6, step k is at (address ^ k % 4 * 32), in the block k / 4 of 64 elements.
+  const uint32_t queryRow =
+      queryTile + tileOffset<kDim, kRows>(warp * kRowBlocks * 16 + lane % 16, lane / 16);
   for (int tile = 0; tile < tiles; ++tile) {
     if (tile + 1 < tiles) loadTile(tile + 1);
     copyAsyncCommit();
     copyAsyncWait<1>();
     __syncthreads();
-    const uint32_t keyTile = sharedAddress(shared.keys[tile % 2]);
-    float scores[kSumColumns / 8][4] = {};
+    const uint32_t keyRow = sharedAddress(shared.keys[tile % 2]) +
+                            tileOffset<kDim, kSumColumns>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    float scores[kRowBlocks][kSumColumns / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      uint32_t a[4];
-      loadMatrix4(a,
-                  queryTile + tileOffset<kDim, kSumRows>(warp * 16 + lane % 16, k * 2 + lane / 16));
+      uint32_t a[kRowBlocks][4];
+#pragma unroll
+      for (int m = 0; m < kRowBlocks; ++m) {
+        loadMatrix4(a[m], (queryRow ^ k % 4 * 32) + k / 4 * (kRows * 128) + m * 16 * 128);
+      }
 #pragma unroll
       for (int n = 0; n < kSumColumns / 16; ++n) {
         uint32_t b[4];
-        loadMatrix4(b, keyTile + tileOffset<kDim, kSumColumns>(n * 16 + lane % 8 + lane / 16 * 8,
-                                                               k * 2 + lane / 8 % 2));
-        mma16x8x16<T>(scores[2 * n], a, b[0], b[1]);
-        mma16x8x16<T>(scores[2 * n + 1], a, b[2], b[3]);
+        loadMatrix4(b, (keyRow ^ k % 4 * 32) + k / 4 * (kSumColumns * 128) + n * 16 * 128);
+#pragma unroll
+        for (int m = 0; m < kRowBlocks; ++m) {
+          mma16x8x16<T>(scores[m][2 * n], a[m], b[0], b[1]);
+          mma16x8x16<T>(scores[m][2 * n + 1], a[m], b[2], b[3]);
+        }
       }
     }
     const ColumnRange range = rangeOf(tile);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kHalves; ++half) {
       float best = maximum[half];
 #pragma unroll
       for (int n = 0; n < kSumColumns / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = range.begin + n * 8 + lane % 4 * 2 + i;
-          float& score = scores[n][half * 2 + i];
+          float& score = scores[half / 2][n][half % 2 * 2 + i];
           const bool seen = column < range.end && column <= positions[half];
           score = seen ? score * scaleLog2 : -INFINITY;
           best = fmaxf(best, score);
@@ -118,7 +140,8 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
       float added = 0.0f;
 #pragma unroll
       for (int n = 0; n < kSumColumns / 8; ++n) {
-        added += exp2Fast(scores[n][half * 2] - base) + exp2Fast(scores[n][half * 2 + 1] - base);
+        const float* pair = scores[half / 2][n] + half % 2 * 2;
+        added += exp2Fast(pair[0] - base) + exp2Fast(pair[1] - base);
       }
       sum[half] = sum[half] * exp2Fast(maximum[half] - base) + added;
       maximum[half] = best;
@@ -127,7 +150,7 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim>& shared, RowQuery rowQuery,
   }
   copyAsyncWait<0>();
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int half = 0; half < kHalves; ++half) {
     float total = sum[half];
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);

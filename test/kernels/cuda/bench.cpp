@@ -29,22 +29,38 @@ class Clock {
   }
   // Median of `runs` after one warm-up, milliseconds.
   double median(int runs, const std::function<cudaError_t()>& work) {
-    std::vector<float> times;
+    return medians(runs, {work})[0];
+  }
+  // The same of several works in turns, so that they meet the same clocks: the card lowers them
+  // after long work.
+  std::vector<double> medians(int runs, const std::vector<std::function<cudaError_t()>>& works) {
+    std::vector<std::vector<float>> times(works.size());
     for (int i = 0; i <= runs; ++i) {
-      flush_.poison();
-      require(cudaEventRecord(begin_), "record");
-      require(work(), "launch");
-      require(cudaEventRecord(end_), "record");
-      require(cudaEventSynchronize(end_), "run");
-      float ms = 0;
-      require(cudaEventElapsedTime(&ms, begin_, end_), "time");
-      if (i > 0) times.push_back(ms);
+      for (size_t w = 0; w < works.size(); ++w) {
+        const float ms = once(works[w]);
+        if (i > 0) times[w].push_back(ms);
+      }
     }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
+    std::vector<double> result;
+    for (std::vector<float>& t : times) {
+      std::sort(t.begin(), t.end());
+      result.push_back(t[t.size() / 2]);
+    }
+    return result;
   }
 
  private:
+  float once(const std::function<cudaError_t()>& work) {
+    flush_.poison();
+    require(cudaEventRecord(begin_), "record");
+    require(work(), "launch");
+    require(cudaEventRecord(end_), "record");
+    require(cudaEventSynchronize(end_), "run");
+    float ms = 0;
+    require(cudaEventElapsedTime(&ms, begin_, end_), "time");
+    return ms;
+  }
+
   DeviceBuffer flush_;
   cudaEvent_t begin_, end_;
 };
@@ -62,13 +78,18 @@ class Layer {
         shape_(shape),
         queries_(tokens * shape.heads * shape.headDim * 2),
         output_(tokens * shape.heads * shape.headDim * 2),
-        keys_(tokens * shape.kvHeads * shape.headDim * 2),
-        values_(tokens * shape.kvHeads * shape.headDim * 2),
         seed_(seed) {
     const int dim = shape.headDim;
+    const int64_t cacheElements = tokens * shape.kvHeads * dim;
+    keys_ = std::make_unique<DeviceBuffer>(cacheElements * 2);
+    values_ = std::make_unique<DeviceBuffer>(cacheElements * 2);
     fillQueries(queries_.data(), queries_.bytes() / 2, dim, seed);
-    fillKeys(keys_.data(), keys_.bytes() / 2, dim, tokens, seed + 1);
-    fillValues(values_.data(), values_.bytes() / 2, dim, seed + 2);
+    fillKeys(keys_->data(), cacheElements, dim, tokens, seed + 1);
+    fillValues(values_->data(), cacheElements, dim, seed + 2);
+    if (shape.storage == KvStorage::q8) {
+      quantize(keys_, keyScales_);
+      quantize(values_, valueScales_);
+    }
     params_.denseBelowTokens = 0;
     options_.scoreDims = scoreDimRanges(ScoreDims::slowHalf, RopeStyle::neox, dim);
     plan(false);
@@ -122,14 +143,24 @@ class Layer {
         chunks_[chunk].segments.front().begin * shape_.heads * shape_.headDim * 2;
     t.queries = static_cast<char*>(queries_.data()) + offset;
     t.output = static_cast<char*>(output_.data()) + offset;
-    t.keys = keys_.data();
-    t.values = values_.data();
+    t.keys = keys_->data();
+    t.values = values_->data();
+    if (keyScales_) {
+      t.keyScales = keyScales_->data();
+      t.valueScales = valueScales_->data();
+    }
     t.capacityRows = tokens_;
     t.scale = 1.0f / std::sqrt(static_cast<float>(shape_.headDim));
     t.logSumExp = static_cast<float*>(logSums_->data());
     return t;
   }
 
+  cudaError_t dequantize(size_t chunk = 0) const {
+    return launchDequantize(chunks_[chunk], tensors(chunk), workspace_->data(), nullptr);
+  }
+  cudaError_t prefill(Path path, size_t chunk = 0) const {
+    return launchPrefill(chunks_[chunk], tensors(chunk), workspace_->data(), path, nullptr);
+  }
   cudaError_t sample(Path path, size_t chunk = 0) const {
     return launchSample(chunks_[chunk], tensors(chunk), workspace_->data(), path, nullptr);
   }
@@ -197,12 +228,35 @@ class Layer {
   int dim() const { return shape_.headDim; }
   const HeadShape& shape() const { return shape_; }
   int64_t tokens() const { return tokens_; }
-  const DeviceBuffer& keys() const { return keys_; }
+  int64_t cacheBytes() const {
+    return 2 * (keys_->bytes() + (keyScales_ ? keyScales_->bytes() : 0));
+  }
 
  private:
+  // Replaces a cache of elements, one head after the other since its rows lie next to each other.
+  void quantize(std::unique_ptr<DeviceBuffer>& cache, std::unique_ptr<DeviceBuffer>& scales) {
+    const int64_t blocks = q8Blocks(shape_.headDim);
+    auto integers = std::make_unique<DeviceBuffer>(cache->bytes() / 2);
+    scales = std::make_unique<DeviceBuffer>(tokens_ * shape_.kvHeads * blocks * 2);
+    for (int64_t head = 0; head < shape_.kvHeads; ++head) {
+      const int64_t elements = head * tokens_ * shape_.headDim;
+      QuantizeTask task;
+      task.shape = shape_;
+      task.shape.kvHeads = 1;
+      task.source = static_cast<char*>(cache->data()) + elements * 2;
+      task.rows = task.capacityRows = tokens_;
+      task.values = static_cast<char*>(integers->data()) + elements;
+      task.scales = static_cast<char*>(scales->data()) + head * tokens_ * blocks * 2;
+      require(launchQuantizeRows(task, nullptr), "launchQuantizeRows");
+    }
+    require(cudaDeviceSynchronize(), "quantize");
+    cache = std::move(integers);
+  }
+
   int64_t tokens_;
   HeadShape shape_;
-  DeviceBuffer queries_, output_, keys_, values_;
+  DeviceBuffer queries_, output_;
+  std::unique_ptr<DeviceBuffer> keys_, values_, keyScales_, valueScales_;
   uint64_t seed_;
   SampleAttentionParams params_;
   SparseOptions options_;
@@ -251,16 +305,89 @@ void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
                     lists, audit);
       print(label + text + suffix, votes + lists + attend + audit, kept * pairFlop);
     }
-    // Stage 1 and 2 in vain: every list is too long.
+    // Stage 1 and 2 in vain: every list is too long. Dense, and stages 1 and 2, in turns with it.
     layer.setMaxListShare(0);
-    const double inVain = clock.median(3, [&] {
-      cudaError_t error = layer.sample(path);
-      if (error == cudaSuccess) error = layer.lists();
-      return error == cudaSuccess ? layer.attend(path) : error;
-    });
-    print(label + " every head falls back" + suffix, inVain, layer.keptPairs() * pairFlop);
+    const auto search = [&] {
+      const cudaError_t error = layer.sample(path);
+      return error == cudaSuccess ? layer.lists() : error;
+    };
+    require(search(), "stage 1 and 2");
+    const std::vector<double> inVain =
+        clock.medians(5, {[&] {
+                            const cudaError_t error = search();
+                            return error == cudaSuccess ? layer.attend(path) : error;
+                          },
+                          [&] { return layer.attend(path); }, search});
+    print(label + " every head falls back" + suffix, inVain[0], layer.keptPairs() * pairFlop);
+    std::printf("%s: falls back / (dense %.3f + stage 1 and 2 %.3f): %.3f\n",
+                (label + suffix).c_str(), inVain[1], inVain[2],
+                inVain[0] / (inVain[1] + inVain[2]));
     layer.setMaxListShare(0.6);
   }
+}
+
+// What a prefill costs beside its attention where no stage 1 runs.
+void benchNoStage1(Clock& clock, int64_t tokens, uint64_t seed) {
+  const std::string label = std::to_string(tokens) + " 32/8 d128";
+  if (!wanted(label + " no stage 1")) return;
+  Layer layer(tokens, {32, 8, 128}, seed);
+  layer.plan(true);
+  require(layer.lists(), "lists");
+  const std::vector<double> times = clock.medians(
+      21, {[&] { return layer.prefill(Path::best); }, [&] { return layer.attend(Path::best); }});
+  print(label + " prefill, no stage 1", times[0], layer.keptPairs() * 4 * layer.dim());
+  std::printf("%s: prefill / dense %.3f without stage 1: %.3f\n", label.c_str(), times[1],
+              times[0] / times[1]);
+}
+
+// Dense and at one density, for shapes that need no more.
+void benchDim(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
+  const std::string label = std::to_string(tokens) + " " + std::to_string(shape.heads) + "/" +
+                            std::to_string(shape.kvHeads) + " d" + std::to_string(shape.headDim);
+  if (!wanted(label)) return;
+  Layer layer(tokens, shape, seed);
+  const double pairFlop = 4.0 * shape.headDim;
+  for (const Path path : {Path::best, Path::mmaSync}) {
+    const std::string suffix = path == Path::best ? "" : ", mma.sync";
+    layer.plan(true);
+    require(layer.lists(), "lists");
+    print(label + " dense" + suffix, clock.median(3, [&] { return layer.attend(path); }),
+          layer.keptPairs() * pairFlop);
+    layer.plan(false);
+    layer.randomVotes(0.13);
+    require(layer.lists(), "lists");
+    print(label + " stage 3, density 0.13" + suffix,
+          clock.median(3, [&] { return layer.attend(path); }), layer.keptPairs() * pairFlop);
+  }
+}
+
+// A whole prefill with a q8 cache in turns with one of elements.
+void benchQ8(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
+  const std::string label = std::to_string(tokens) + " " + std::to_string(shape.heads) + "/" +
+                            std::to_string(shape.kvHeads) + " d" + std::to_string(shape.headDim);
+  if (!wanted(label + " q8")) return;
+  Layer elements(tokens, shape, seed);
+  shape.storage = KvStorage::q8;
+  Layer q8(tokens, shape, seed);
+  std::vector<std::function<cudaError_t()>> works;
+  for (Layer* layer : {&elements, &q8}) {
+    works.push_back([layer] {
+      cudaError_t error = layer->dequantize();
+      if (error == cudaSuccess) error = layer->sample(Path::best);
+      if (error == cudaSuccess) error = layer->lists();
+      if (error == cudaSuccess) error = layer->attend(Path::best);
+      return error == cudaSuccess ? layer->audit() : error;
+    });
+  }
+  works.push_back([&] { return q8.dequantize(); });
+  const std::vector<double> times = clock.medians(5, works);
+  double causal = 0;
+  const double kept = q8.keptPairs(&causal);
+  const std::string density = std::to_string(kept / causal).substr(0, 5);
+  print(label + " all of it, planted density " + density, times[0], kept * 4 * shape.headDim);
+  print(label + " the same, q8 cache", times[1], kept * 4 * shape.headDim);
+  print(label + " of which q8 to elements", times[2], 0);
+  std::printf("%s: q8 / elements: %.3f\n", label.c_str(), times[1] / times[0]);
 }
 
 // Stages 1 and 2 of policy `mass`. Useful FLOP: two products of the voters with all they see.
@@ -319,7 +446,6 @@ void benchMillion(Clock& clock, uint64_t seed) {
 
 void benchDecode(Clock& clock, uint64_t seed) {
   if (!wanted("decode")) return;
-  Layer layer(131072, {32, 8, 128}, seed);
   DeviceBuffer sink(256);
   const DeviceBuffer big(int64_t{2} << 30);
   const double read = clock.median(9, [&] {
@@ -328,18 +454,27 @@ void benchDecode(Clock& clock, uint64_t seed) {
   });
   std::printf("%-66s %10.3f ms %8.1f GB/s\n", "read bandwidth, 2 GiB", read,
               big.bytes() / read / 1e6);
-  for (const int32_t rows : {1, 4, 16}) {
-    DecodeTask task;
-    task.shape = layer.shape();
-    task.rows = rows;
-    task.firstRow = layer.tokens() - rows;
-    task.tensors = layer.tensors(0);
-    task.tensors.logSumExp = nullptr;
-    const DeviceBuffer workspace(decodeWorkspaceBytes(task));
-    const double ms =
-        clock.median(9, [&] { return launchDecode(task, workspace.data(), nullptr); });
-    std::printf("%-66s %10.3f ms %8.1f GB/s\n", ("decode, rows " + std::to_string(rows)).c_str(),
-                ms, 2 * layer.keys().bytes() / ms / 1e6);
+  for (const HeadShape& shape :
+       {HeadShape{32, 8, 128}, HeadShape{32, 8, 128, Element::bf16, KvStorage::q8},
+        HeadShape{14, 2, 64}, HeadShape{14, 2, 64, Element::bf16, KvStorage::q8},
+        HeadShape{16, 4, 256}, HeadShape{16, 4, 256, Element::bf16, KvStorage::q8}}) {
+    Layer layer(131072, shape, seed);
+    for (const int32_t rows : {1, 4, 16}) {
+      DecodeTask task;
+      task.shape = layer.shape();
+      task.rows = rows;
+      task.firstRow = layer.tokens() - rows;
+      task.tensors = layer.tensors(0);
+      task.tensors.logSumExp = nullptr;
+      const DeviceBuffer workspace(decodeWorkspaceBytes(task));
+      const double ms =
+          clock.median(9, [&] { return launchDecode(task, workspace.data(), nullptr); });
+      const std::string name =
+          "decode " + std::to_string(shape.heads) + "/" + std::to_string(shape.kvHeads) + " d" +
+          std::to_string(shape.headDim) + (shape.storage == KvStorage::q8 ? " q8" : "") +
+          ", rows " + std::to_string(rows);
+      std::printf("%-66s %10.3f ms %8.1f GB/s\n", name.c_str(), ms, layer.cacheBytes() / ms / 1e6);
+    }
   }
 }
 
@@ -366,6 +501,12 @@ int main(int argc, char** argv) {
   benchMass(clock, 32768, {32, 8, 128}, seed);
   benchMass(clock, 131072, {32, 8, 128}, seed);
   benchMass(clock, 131072, {14, 2, 64}, seed);
+  for (const int32_t dim : {80, 96, 256}) {
+    benchDim(clock, 32768, {dim == 256 ? 16 : 32, dim == 256 ? 4 : 8, dim}, seed);
+  }
+  benchQ8(clock, 32768, {32, 8, 128}, seed);
+  benchQ8(clock, 131072, {32, 8, 128}, seed);
+  for (const int64_t tokens : {4096, 32768}) benchNoStage1(clock, tokens, seed);
   benchDecode(clock, seed);
   benchMillion(clock, seed);
   return 0;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "bench_data.h"
+#include "exact_data.h"
 
 namespace longsight::cuda::test {
 namespace {
@@ -49,6 +50,13 @@ __global__ void fillMask(uint32_t* mask, int64_t words, uint64_t seed, float sha
   }
 }
 
+__global__ void fillExactValues(uint16_t* target, int64_t count, uint64_t seed, int64_t first) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    target[i] = exactValue(seed, first + i);
+  }
+}
+
 __global__ void readAll(const uint4* source, int64_t count, uint32_t* sink) {
   uint32_t folded = 0;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
@@ -75,6 +83,9 @@ void fillValues(void* target, int64_t count, int dim, uint64_t seed) {
 }
 void fillRandomMask(uint32_t* mask, int64_t words, uint64_t seed, float share) {
   fillMask<<<64, 256>>>(mask, words, seed, share);
+}
+void fillExact(void* target, int64_t count, uint64_t seed, int64_t first) {
+  fillExactValues<<<1056, 256>>>(static_cast<uint16_t*>(target), count, seed, first);
 }
 void readThrough(const void* source, int64_t bytes, void* sink) {
   readAll<<<132 * 8, 512>>>(static_cast<const uint4*>(source), bytes / 16,

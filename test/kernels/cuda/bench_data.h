@@ -14,6 +14,9 @@ void fillValues(void* target, int64_t count, int dim, uint64_t seed);
 // Votes at random: each bit is set with probability `share`.
 void fillRandomMask(uint32_t* mask, int64_t words, uint64_t seed, float share);
 
+// Elements [first, first + count) of a sequence of exact_data.h.
+void fillExact(void* target, int64_t count, uint64_t seed, int64_t first);
+
 // Reads all bytes once.
 void readThrough(const void* source, int64_t bytes, void* sink);
 

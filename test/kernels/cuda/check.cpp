@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda_case.h"
+#include "million_check.h"
 
 namespace longsight::cuda::test {
 namespace {
@@ -31,6 +32,91 @@ constexpr HeadShape kSmollm{9, 3, 64};
 constexpr HeadShape kQwenSmall{14, 2, 64};
 constexpr HeadShape kQwen{28, 4, 128};
 constexpr HeadShape kLlama{32, 8, 128};
+
+HeadShape withDim(HeadShape shape, int32_t dim) {
+  shape.headDim = dim;
+  return shape;
+}
+HeadShape asQ8(HeadShape shape) {
+  shape.storage = KvStorage::q8;
+  return shape;
+}
+HeadShape asF16(HeadShape shape) {
+  shape.element = Element::f16;
+  return shape;
+}
+
+// Head dimensions beyond 64 and 128, and caches stored as q8.
+void addSmallShapes(std::vector<CaseOptions>& cases) {
+  for (const int32_t dim : {64, 80, 96, 128, 256}) {
+    const HeadShape shape = withDim({4, 2, 0}, dim);
+    for (const HeadShape& s : {shape, asQ8(shape), asF16(asQ8(shape))}) {
+      CaseOptions options = makeCase("few rows, drawn lists", 129, s);
+      options.drawnDensity = 0.3;
+      cases.push_back(options);
+      options = makeCase("drawn lists", 900, s);
+      options.params.segmentRows = 256;
+      options.params.windowTokens = 128;
+      options.drawnDensity = 0.3;
+      options.spareRows = 0;
+      cases.push_back(options);
+    }
+  }
+}
+
+void addShapes(std::vector<CaseOptions>& cases) {
+  // q8 in all layouts.
+  for (const HeadShape& shape :
+       {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
+    CaseOptions options = makeCase("q8 layout", 4097, asQ8(shape));
+    options.listHeads = 2;
+    cases.push_back(options);
+  }
+  for (const int32_t dim : {80, 96, 256}) {
+    for (const HeadShape& layout :
+         {HeadShape{9, 3, 0}, HeadShape{14, 2, 0}, HeadShape{40, 8, 0}, HeadShape{8, 8, 0}}) {
+      CaseOptions options = makeCase("layout, drawn lists", 4097, withDim(layout, dim));
+      options.drawnDensity = 0.2;
+      options.listHeads = 2;
+      cases.push_back(options);
+    }
+  }
+  for (const int32_t dim : {64, 80, 96, 128, 256}) {
+    const HeadShape shape = withDim({4, 2, 0}, dim);
+    const auto addDrawn = [&](const HeadShape& drawn, double density, Data data) {
+      CaseOptions options = makeCase("drawn lists", 3001, drawn);
+      options.params.segmentRows = 1024;
+      options.params.maxListShare = 1;
+      options.drawnDensity = density;
+      options.data = data;
+      cases.push_back(options);
+    };
+    for (const HeadShape& drawn : {shape, asF16(shape), asQ8(shape)}) {
+      addDrawn(drawn, 0.5, Data::huge);
+    }
+    for (const double density : {0.0, 1.0}) addDrawn(shape, density, Data::planted);
+    CaseOptions options =
+        makeCase("drawn lists, borders, tail, chunks", 7777, asQ8(withDim({6, 2, 0}, dim)));
+    options.borders = {1500, 4321, 4700, 6999};
+    options.denseFrom = 6999;
+    options.segmentsPerChunk = 2;
+    options.drawnDensity = 0.1;
+    cases.push_back(options);
+  }
+  {
+    CaseOptions options = makeCase("q8 offsets beyond 2^32 bytes", 2500, asQ8({32, 32, 128}));
+    options.spareRows = (int64_t{1} << 33) / 32 / 128 - 2500 + 4096;
+    options.listHeads = 2;
+    cases.push_back(options);
+  }
+  for (const HeadShape& shape : {asQ8({4, 1, 128}), HeadShape{4, 1, 256}, HeadShape{4, 1, 80}}) {
+    CaseOptions options = makeCase("long, drawn lists", 100003, shape);
+    options.drawnDensity = 0.1;
+    options.listHeads = 1;
+    options.outputRows = 64;
+    cases.push_back(options);
+  }
+}
 
 std::vector<CaseOptions> smallCases() {
   std::vector<CaseOptions> cases;
@@ -59,6 +145,7 @@ std::vector<CaseOptions> smallCases() {
     options.params.segmentRows = 0;
     cases.push_back(options);
   }
+  addSmallShapes(cases);
   return cases;
 }
 
@@ -92,9 +179,8 @@ void addMassCases(std::vector<CaseOptions>& cases) {
       options.data = data;
       options.params.segmentRows = 512;
       options.params.sampleStride = 3;
-      CaseOptions& whole =
-          addOneSegment(("one segment, data " + std::to_string(static_cast<int>(data))).c_str(),
-                        2900, shape);
+      CaseOptions& whole = addOneSegment(
+          ("one segment, data " + std::to_string(static_cast<int>(data))).c_str(), 2900, shape);
       whole.data = data;
       whole.params.sampleStride = 3;
       whole.params.maxListShare = 1;
@@ -129,6 +215,7 @@ void addMassCases(std::vector<CaseOptions>& cases) {
 
 std::vector<CaseOptions> allCases() {
   std::vector<CaseOptions> cases = smallCases();
+  addShapes(cases);
   addMassCases(cases);
   for (const HeadShape shape :
        {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
@@ -199,14 +286,12 @@ std::vector<CaseOptions> allCases() {
     options.outputRows = 192;
     cases.push_back(options);
   }
-  {
-    CaseOptions options = makeCase("a million rows", 1 << 20, {2, 1, 128});
-    options.listHeads = 0;
-    options.outputRows = 64;
-    options.params.maxListShare = 0.3;
-    cases.push_back(options);
-  }
   return cases;
+}
+
+const char* elementName(const HeadShape& shape) {
+  if (shape.storage == KvStorage::q8) return shape.element == Element::bf16 ? "q8" : "q8 f16";
+  return shape.element == Element::bf16 ? "bf16" : "f16";
 }
 
 int run(bool small, const std::vector<Path>& paths, uint64_t seed, const std::string& only) {
@@ -221,9 +306,8 @@ int run(bool small, const std::vector<Path>& paths, uint64_t seed, const std::st
       failures += result.failures;
       std::printf("%-52s %7lld %3d/%-2d %4d %9s | %-8s %6d %11lld %6lld %9.1e %9.1e %9.1e %9.1e\n",
                   options.name.c_str(), static_cast<long long>(options.tokens), options.shape.heads,
-                  options.shape.kvHeads, options.shape.headDim,
-                  options.shape.element == Element::bf16 ? "bf16" : "f16", what, result.failures,
-                  static_cast<long long>(result.listColumns),
+                  options.shape.kvHeads, options.shape.headDim, elementName(options.shape), what,
+                  result.failures, static_cast<long long>(result.listColumns),
                   static_cast<long long>(result.borderline), result.worstMass, result.worstOutput,
                   result.worstLogSum, result.worstCoverage);
       std::fflush(stdout);
@@ -233,6 +317,15 @@ int run(bool small, const std::vector<Path>& paths, uint64_t seed, const std::st
       if (rows > options.tokens || options.tokens > 10000) continue;
       report(rows == 1 ? "decode1" : rows == 5 ? "decode5" : "decode16", c.checkDecode(rows));
     }
+    if (options.shape.storage == KvStorage::q8) report("quantize", c.checkQuantize());
+  }
+  const std::string million = "a million rows, 28/4 heads";
+  if (!small && million.find(only) != std::string::npos) {
+    const MillionResult result = checkMillion(paths.front(), seed);
+    failures += result.failures;
+    std::printf("%s: density %.3f, %d of %d rows failed, output %.1e, log sum %.1e\n",
+                million.c_str(), result.density, result.failures, result.rows, result.worstOutput,
+                result.worstLogSum);
   }
   std::printf("%s: %d failures, seed %llu\n", failures == 0 ? "PASSED" : "FAILED", failures,
               static_cast<unsigned long long>(seed));

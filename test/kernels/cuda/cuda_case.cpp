@@ -31,8 +31,7 @@ std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head,
     const reference::MassList list = reference::massList(task, masses);
     for (int64_t column = 0; column < remoteEnd; ++column) {
       const double mass = masses.columns[static_cast<size_t>(column)];
-      const bool near = task.params->alpha < 1 &&
-                        mass >= list.largestLeft * (1 - kMassTolerance) &&
+      const bool near = task.params->alpha < 1 && mass >= list.largestLeft * (1 - kMassTolerance) &&
                         mass <= list.smallestKept * (1 + kMassTolerance);
       verdicts.push_back({mass, false, near});
     }
@@ -102,11 +101,12 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
   }
 
   // The device's copies: the cache has room for more rows, all of them poisoned.
-  const int64_t capacity = tokens + options_.spareRows;
+  const bool q8 = shape.storage == KvStorage::q8;
+  const int64_t cacheRows = shape.kvHeads * capacityRows();
   deviceQueries_ = std::make_unique<DeviceBuffer>(tokens * shape.heads * dim * 2);
   deviceOutput_ = std::make_unique<DeviceBuffer>(tokens * shape.heads * dim * 2);
-  deviceKeys_ = std::make_unique<DeviceBuffer>(shape.kvHeads * capacity * dim * 2);
-  deviceValues_ = std::make_unique<DeviceBuffer>(shape.kvHeads * capacity * dim * 2);
+  deviceKeys_ = std::make_unique<DeviceBuffer>(cacheRows * dim * (q8 ? 1 : 2));
+  deviceValues_ = std::make_unique<DeviceBuffer>(cacheRows * dim * (q8 ? 1 : 2));
   std::vector<uint16_t> staged(queries_.size());
   for (size_t i = 0; i < staged.size(); ++i) {
     staged[i] = toDevice(toBf16(queries_[i]), shape.element);
@@ -114,16 +114,16 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
   require(
       cudaMemcpy(deviceQueries_->data(), staged.data(), staged.size() * 2, cudaMemcpyHostToDevice),
       "queries");
-  const auto uploadCache = [&](const std::vector<uint16_t>& source, DeviceBuffer& target) {
-    staged.resize(source.size());
-    for (size_t i = 0; i < staged.size(); ++i) staged[i] = toDevice(source[i], shape.element);
-    const size_t width = static_cast<size_t>(tokens) * dim * 2;
-    require(cudaMemcpy2D(target.data(), static_cast<size_t>(capacity) * dim * 2, staged.data(),
-                         width, width, static_cast<size_t>(shape.kvHeads), cudaMemcpyHostToDevice),
-            "cache");
-  };
-  uploadCache(keys_, *deviceKeys_);
-  uploadCache(values_, *deviceValues_);
+  if (q8) {
+    deviceKeyScales_ = std::make_unique<DeviceBuffer>(cacheRows * q8Blocks(dim) * 2);
+    deviceValueScales_ = std::make_unique<DeviceBuffer>(cacheRows * q8Blocks(dim) * 2);
+    unroundedKeys_ = keys_;
+    uploadQ8(keys_, *deviceKeys_, *deviceKeyScales_);
+    uploadQ8(values_, *deviceValues_, *deviceValueScales_);
+  } else {
+    uploadCache(keys_, *deviceKeys_);
+    uploadCache(values_, *deviceValues_);
+  }
 
   const int64_t denseFrom = options_.denseFrom < 0 ? tokens : options_.denseFrom;
   const std::vector<Segment> segments =
@@ -139,6 +139,22 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
         (run.segments.back().end - run.segments.front().begin) * shape.heads * 4));
     chunks_.push_back(std::move(run));
   }
+}
+
+int64_t CudaCase::capacityRows() const {
+  const int64_t rows = options_.tokens + options_.spareRows;
+  return options_.shape.storage == KvStorage::q8 ? (rows + 7) / 8 * 8 : rows;
+}
+
+void CudaCase::uploadCache(std::vector<uint16_t>& source, DeviceBuffer& target) {
+  const HeadShape& shape = options_.shape;
+  std::vector<uint16_t> staged(source.size());
+  for (size_t i = 0; i < staged.size(); ++i) staged[i] = toDevice(source[i], shape.element);
+  const size_t width = static_cast<size_t>(options_.tokens) * shape.headDim * 2;
+  require(cudaMemcpy2D(target.data(), static_cast<size_t>(capacityRows()) * shape.headDim * 2,
+                       staged.data(), width, width, static_cast<size_t>(shape.kvHeads),
+                       cudaMemcpyHostToDevice),
+          "cache");
 }
 
 Chunk CudaCase::chunkOf(const ChunkRun& run) const {
@@ -161,7 +177,11 @@ Tensors CudaCase::tensorsOf(int64_t firstRow) const {
   tensors.output = static_cast<char*>(deviceOutput_->data()) + offset;
   tensors.keys = deviceKeys_->data();
   tensors.values = deviceValues_->data();
-  tensors.capacityRows = options_.tokens + options_.spareRows;
+  if (deviceKeyScales_) {
+    tensors.keyScales = deviceKeyScales_->data();
+    tensors.valueScales = deviceValueScales_->data();
+  }
+  tensors.capacityRows = capacityRows();
   tensors.scale = 1.0f / std::sqrt(static_cast<float>(options_.shape.headDim));
   return tensors;
 }
@@ -194,10 +214,35 @@ void CudaCase::runChunks(Path path) {
     }
     Tensors tensors = tensorsOf(chunk.segments.front().begin);
     tensors.logSumExp = static_cast<float*>(logSums_[i]->data());
-    require(launchPrefill(chunk, tensors, chunks_[i].workspace->data(), path, nullptr),
-            "launchPrefill");
+    void* workspace = chunks_[i].workspace->data();
+    if (options_.drawnDensity < 0) {
+      require(launchPrefill(chunk, tensors, workspace, path, nullptr), "launchPrefill");
+      continue;
+    }
+    require(launchDequantize(chunk, tensors, workspace, nullptr), "launchDequantize");
+    drawVotes(chunks_[i]);
+    require(launchColumnLists(chunk, workspace, nullptr), "launchColumnLists");
+    require(launchAttend(chunk, tensors, workspace, path, nullptr), "launchAttend");
+    require(launchAudit(chunk, tensors, workspace, nullptr), "launchAudit");
   }
   require(cudaDeviceSynchronize(), options_.name.c_str());
+}
+
+void CudaCase::drawVotes(const ChunkRun& run) {
+  const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(run));
+  std::mt19937_64 random(static_cast<uint64_t>(run.segments.front().begin) + 1);
+  std::bernoulli_distribution kept(options_.drawnDensity);
+  for (int32_t s = 0; s < static_cast<int32_t>(run.segments.size()); ++s) {
+    if (run.segments[static_cast<size_t>(s)].dense) continue;
+    for (int32_t head = 0; head < options_.shape.heads; ++head) {
+      std::vector<uint32_t> mask(static_cast<size_t>(offsets.maskStride[s]));
+      for (uint32_t& word : mask) {
+        word = 0;
+        for (int bit = 0; bit < 32; ++bit) word |= uint32_t{kept(random)} << bit;
+      }
+      run.workspace->write(offsets.votes + offsets.maskWords(s, head) * 4, mask);
+    }
+  }
 }
 
 CaseResult CudaCase::check(Path path) {
@@ -289,19 +334,22 @@ void CudaCase::checkLists(CaseResult& result) {
     }
     const AttentionTask task = taskOf(segment);
     const int64_t remoteEnd = windowStart(segment.end - 1, segment.windowTokens);
-    const std::vector<ColumnVerdict> verdicts = judgeColumns(task, item.head, remoteEnd);
+    const bool drawn = options_.drawnDensity >= 0;
+    const std::vector<ColumnVerdict> verdicts =
+        drawn ? std::vector<ColumnVerdict>(static_cast<size_t>(remoteEnd), {0, false, true})
+              : judgeColumns(task, item.head, remoteEnd);
     const auto mask = item.run->workspace->read<uint32_t>(
         offsets.votes + offsets.maskWords(item.segment, item.head) * 4, remoteEnd / 32);
-    if (options_.params.policy == Policy::mass) {
+    if (options_.params.policy == Policy::mass && !drawn) {
       const auto masses = item.run->workspace->read<float>(
           offsets.masses + offsets.maskWords(item.segment, item.head) * 128, remoteEnd);
       // Relative to the mass of a column that matters: a thousandth of what all get on average.
-      const double floor = 1e-3 * static_cast<double>(votingRows(segment).size()) /
-                           static_cast<double>(segment.end);
+      const double floor =
+          1e-3 * static_cast<double>(votingRows(segment).size()) / static_cast<double>(segment.end);
       for (int64_t column = options_.params.sinkTokens; column < remoteEnd; ++column) {
         const double expected = verdicts[static_cast<size_t>(column)].value;
-        const double error = std::abs(masses[static_cast<size_t>(column)] - expected) /
-                             std::max(expected, floor);
+        const double error =
+            std::abs(masses[static_cast<size_t>(column)] - expected) / std::max(expected, floor);
         item.massError = error <= item.massError ? item.massError : error;
       }
     }
@@ -314,7 +362,7 @@ void CudaCase::checkLists(CaseResult& result) {
         continue;
       }
       if (voted) expectedList.push_back(static_cast<int32_t>(column));
-      borderline += verdict.near;
+      borderline += verdict.near && !drawn;
       if (voted != verdict.kept && !verdict.near) {
         fault = where + " column " + std::to_string(column) + ": voted " + std::to_string(voted) +
                 ", expected " + std::to_string(verdict.kept) + ", peak or mass " +
@@ -374,149 +422,6 @@ void CudaCase::checkLists(CaseResult& result) {
   }
   result.listColumns = columns;
   result.borderline = borderline;
-}
-
-double CudaCase::outputError(const std::vector<double>& expected, int64_t row, int32_t head,
-                             const std::vector<uint16_t>& outputs, int64_t firstRow) const {
-  const int32_t dim = options_.shape.headDim;
-  double error = 0, norm = 0;
-  for (int32_t d = 0; d < dim; ++d) {
-    const size_t at =
-        static_cast<size_t>(((row - firstRow) * options_.shape.heads + head) * dim + d);
-    const double difference =
-        fromDevice(outputs[at], options_.shape.element) - expected[static_cast<size_t>(d)];
-    error += difference * difference;
-    norm += expected[static_cast<size_t>(d)] * expected[static_cast<size_t>(d)];
-  }
-  return std::sqrt(error / std::max(norm, 1e-12));
-}
-
-void CudaCase::checkOutputs(CaseResult& result) {
-  const auto outputs = deviceOutput_->read<uint16_t>(0, deviceOutput_->bytes() / 2);
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    if (!std::isfinite(fromDevice(outputs[i], options_.shape.element))) {
-      fail(result, "output " + std::to_string(i) + " is not a number");
-      return;
-    }
-  }
-  // The edges of all tiles up to a limit, and random rows; one random head each.
-  std::mt19937_64 random(options_.tokens);
-  std::set<int64_t> rows;
-  const int64_t tokens = options_.tokens;
-  const int64_t step = std::max<int64_t>(1, tokens / 128 * 4 / options_.outputRows);
-  for (int64_t tile = 0; tile * 128 < tokens; tile += step) {
-    rows.insert(tile * 128);
-    rows.insert(std::min(tile * 128 + 127, tokens - 1));
-  }
-  rows.insert(tokens - 1);
-  for (int i = 0; i < options_.outputRows; ++i)
-    rows.insert(static_cast<int64_t>(random() % static_cast<uint64_t>(tokens)));
-  struct Item {
-    int64_t row;
-    int32_t head;
-    double error, logSumError;
-  };
-  std::vector<Item> items;
-  for (const int64_t row : rows) {
-    items.push_back(
-        {row, static_cast<int32_t>(random() % static_cast<uint64_t>(options_.shape.heads)), 0, 0});
-  }
-  parallelFor(static_cast<int64_t>(items.size()), [&](int64_t i) {
-    Item& item = items[static_cast<size_t>(i)];
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      const ChunkRun& run = chunks_[c];
-      for (size_t s = 0; s < run.segments.size(); ++s) {
-        const Segment& segment = run.segments[s];
-        if (item.row < segment.begin || item.row >= segment.end) continue;
-        const AttentionTask task = taskOf(segment);
-        const reference::Kept kept = keptOf(run, static_cast<int32_t>(s), item.head);
-        item.error = outputError(reference::attendRow(task, item.head, item.row, kept), item.row,
-                                 item.head, outputs, 0);
-        // The log sum of the kept columns, from the coverage of all of them.
-        double most = -INFINITY;
-        std::vector<double> scores;
-        const float* query =
-            task.queries + ((item.row - segment.begin) * task.heads + item.head) * task.kv.headDim;
-        const int64_t kvHead = item.head / (task.heads / task.kv.kvHeads);
-        for (int64_t column = 0; column <= item.row; ++column) {
-          const uint16_t* key =
-              keys_.data() + (kvHead * task.kv.capacityRows + column) * task.kv.headDim;
-          double dot = 0;
-          for (int32_t d = 0; d < task.kv.headDim; ++d) dot += double{query[d]} * fromBf16(key[d]);
-          scores.push_back(dot * task.scale);
-          most = std::max(most, scores.back());
-        }
-        double sum = 0;
-        for (const double score : scores) sum += std::exp(score - most);
-        const double share = reference::coverage(task, item.head, item.row, kept);
-        const double expected = most + std::log(sum) + std::log(share);
-        const int64_t begin = run.segments.front().begin;
-        const int64_t rowsOfChunk = run.segments.back().end - begin;
-        const float got =
-            logSums_[c]->read<float>((item.head * rowsOfChunk + item.row - begin) * 4, 1)[0];
-        item.logSumError = std::abs(got - expected) / std::max(1.0, std::abs(expected));
-      }
-    }
-  });
-  for (const Item& item : items) {
-    result.worstOutput = std::max(result.worstOutput, item.error);
-    result.worstLogSum = std::max(result.worstLogSum, item.logSumError);
-    if (!(item.error <= 8e-3) || !(item.logSumError <= 1e-3)) {
-      fail(result, "row " + std::to_string(item.row) + " head " + std::to_string(item.head) +
-                       ": output off by " + std::to_string(item.error) + ", log sum by " +
-                       std::to_string(item.logSumError));
-    }
-  }
-}
-
-void CudaCase::checkCoverage(CaseResult& result) {
-  for (const ChunkRun& run : chunks_) {
-    const WorkspaceOffsets offsets = workspaceOffsets(chunkOf(run));
-    if (std::all_of(run.segments.begin(), run.segments.end(),
-                    [](const Segment& s) { return s.dense; }))
-      continue;
-    const int32_t perSegment = options_.params.auditRows * options_.shape.heads;
-    const auto coverage = run.workspace->read<float>(
-        offsets.coverage, static_cast<int64_t>(run.segments.size()) * perSegment);
-    std::vector<std::string> faults(run.segments.size());
-    std::vector<double> worst(run.segments.size());
-    const auto every = static_cast<int64_t>(std::max<size_t>(1, chunks_.size() * 4));
-    parallelFor(static_cast<int64_t>(run.segments.size()), [&](int64_t s) {
-      // In long prompts only some segments.
-      if (chunks_.size() > 4 && s % every != 0) return;
-      const Segment& segment = run.segments[static_cast<size_t>(s)];
-      const std::vector<int64_t> rows = auditRows(segment, options_.params);
-      const AttentionTask task = taskOf(segment);
-      size_t valid = 0;
-      for (int32_t i = 0; i < options_.params.auditRows; ++i) {
-        for (int32_t head = 0; head < options_.shape.heads; ++head) {
-          const float got =
-              coverage[static_cast<size_t>(s * perSegment + i * options_.shape.heads + head)];
-          if (head == 0 && got >= 0) ++valid;
-          // One head a row is compared: the reference is slow.
-          if (got < 0 || head != (i * 7 + s) % options_.shape.heads || valid > rows.size())
-            continue;
-          const double expected = reference::coverage(task, head, rows[valid - 1],
-                                                      keptOf(run, static_cast<int32_t>(s), head));
-          worst[static_cast<size_t>(s)] =
-              std::max(worst[static_cast<size_t>(s)], std::abs(got - expected));
-        }
-      }
-      if (valid != rows.size()) {
-        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": " +
-                                         std::to_string(valid) + " audit rows, expected " +
-                                         std::to_string(rows.size());
-      }
-      if (worst[static_cast<size_t>(s)] > 2e-3) {
-        faults[static_cast<size_t>(s)] = "segment " + std::to_string(s) + ": coverage off by " +
-                                         std::to_string(worst[static_cast<size_t>(s)]);
-      }
-    });
-    for (size_t s = 0; s < faults.size(); ++s) {
-      result.worstCoverage = std::max(result.worstCoverage, worst[s]);
-      if (!faults[s].empty()) fail(result, faults[s]);
-    }
-  }
 }
 
 }  // namespace longsight::cuda::test

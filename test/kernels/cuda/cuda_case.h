@@ -34,6 +34,8 @@ struct CaseOptions {
   // Rows of each head in the cache beyond the prompt, poisoned.
   int64_t spareRows = 77;
   int32_t segmentsPerChunk = kMaxChunkSegments;
+  // Each remote column is kept with this probability and stage 1 does not run; below 0: it does.
+  double drawnDensity = -1;
   // What is compared with the reference.
   int32_t listHeads = 1 << 20;  // heads whose lists are checked
   int32_t outputRows = 256;     // random rows for each layer, besides the edges of tiles
@@ -42,8 +44,9 @@ struct CaseOptions {
 struct CaseResult {
   int failures = 0;
   int64_t listColumns = 0;
-  int64_t borderline = 0;  // columns whose reference peak or mass is within the tolerance of the cut
-  double worstMass = 0;    // relative, policy `mass`
+  int64_t borderline =
+      0;                 // columns whose reference peak or mass is within the tolerance of the cut
+  double worstMass = 0;  // relative, policy `mass`
   double worstOutput = 0;  // |output - reference| / |reference| of a row
   double worstLogSum = 0;
   double worstCoverage = 0;
@@ -57,6 +60,8 @@ class CudaCase {
   CaseResult check(Path path);
   // Checks launchDecode for the last `rows` rows of the prompt.
   CaseResult checkDecode(int32_t rows);
+  // A q8 cache alone: checks launchQuantizeRows against the rows that the case made itself.
+  CaseResult checkQuantize();
 
  private:
   struct ChunkRun {
@@ -66,6 +71,11 @@ class CudaCase {
   Chunk chunkOf(const ChunkRun& run) const;
   Tensors tensorsOf(int64_t firstRow) const;
   AttentionTask taskOf(const Segment& segment) const;
+  // Uploads keys or values. With q8 `source` becomes what the device will multiply.
+  void uploadCache(std::vector<uint16_t>& source, DeviceBuffer& target);
+  void uploadQ8(std::vector<uint16_t>& source, DeviceBuffer& integers, DeviceBuffer& scales);
+  void drawVotes(const ChunkRun& run);
+  int64_t capacityRows() const;
   void runChunks(Path path);
   void checkLists(CaseResult& result);
   void checkOutputs(CaseResult& result);
@@ -78,8 +88,11 @@ class CudaCase {
 
   CaseOptions options_;
   std::vector<float> queries_;
-  std::vector<uint16_t> keys_, values_;  // bf16
+  // bf16, as the device multiplies them.
+  std::vector<uint16_t> keys_, values_;
   std::unique_ptr<DeviceBuffer> deviceQueries_, deviceKeys_, deviceValues_, deviceOutput_;
+  std::unique_ptr<DeviceBuffer> deviceKeyScales_, deviceValueScales_;
+  std::vector<uint16_t> unroundedKeys_;  // before q8
   std::vector<std::unique_ptr<DeviceBuffer>> logSums_;
   std::vector<ChunkRun> chunks_;
 };

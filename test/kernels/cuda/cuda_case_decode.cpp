@@ -34,14 +34,24 @@ CaseResult CudaCase::checkDecode(int32_t rows) {
   all.begin = 0;
   all.end = options_.tokens;
   const AttentionTask reference = taskOf(all);
+  const std::vector<float> gotSums = logSums.read<float>(0, logSums.bytes() / 4);
   std::vector<double> errors(static_cast<size_t>(rows) * static_cast<size_t>(options_.shape.heads));
+  std::vector<double> sumErrors(errors.size());
   parallelFor(static_cast<int64_t>(errors.size()), [&](int64_t i) {
     const int64_t row = task.firstRow + i / options_.shape.heads;
     const auto head = static_cast<int32_t>(i % options_.shape.heads);
     errors[static_cast<size_t>(i)] =
         outputError(reference::attendRow(reference, head, row, reference::Kept{true, {}}), row,
                     head, first, task.firstRow);
+    const double expected = reference::logSum(reference, head, row);
+    const float got = gotSums[static_cast<size_t>(head * rows + i / options_.shape.heads)];
+    sumErrors[static_cast<size_t>(i)] =
+        std::abs(got - expected) / std::max(1.0, std::abs(expected));
   });
+  for (const double error : sumErrors) {
+    result.worstLogSum = std::max(result.worstLogSum, error);
+    if (!(error <= 1e-3)) fail(result, "decode log sum off by " + std::to_string(error));
+  }
   for (const double error : errors) {
     result.worstOutput = std::max(result.worstOutput, error);
     if (!(error <= 8e-3)) fail(result, "decode output off by " + std::to_string(error));

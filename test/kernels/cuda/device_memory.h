@@ -51,6 +51,12 @@ class DeviceBuffer {
             "read");
     return values;
   }
+  template <class T>
+  void write(int64_t byteOffset, const std::vector<T>& values) const {
+    require(cudaMemcpy(static_cast<char*>(data()) + byteOffset, values.data(),
+                       values.size() * sizeof(T), cudaMemcpyHostToDevice),
+            "write");
+  }
 
  private:
   static constexpr int64_t kGuardBytes = 4096;

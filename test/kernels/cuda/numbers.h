@@ -42,6 +42,20 @@ inline double fromDevice(uint16_t bits, Element element) {
   return sign * std::ldexp(1024 + mantissa, exponent - 25);
 }
 
+// The least fp16 number that is not below value; the largest where there is none. value >= 0.
+inline uint16_t halfAtLeast(double value) {
+  int low = 0, high = 0x7BFF;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (fromDevice(static_cast<uint16_t>(middle), Element::f16) >= value) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return static_cast<uint16_t>(low);
+}
+
 // Calls body(i) for all i < count on all cores.
 template <class Body>
 void parallelFor(int64_t count, Body body) {
