@@ -50,7 +50,9 @@ export async function prepareEvaluate(args: Arguments, run: CommandRun): Promise
   const model = await run.model();
 
   return async (engine, options) => {
-    const partial: EvaluationResult = { model: path.basename(model.path), rows: [], probes: [] };
+    const { settings } = body;
+    const name = path.basename(model.path);
+    const partial: EvaluationResult = { model: name, settings, rows: [], probes: [] };
     const onEvent = (event: Event) => {
       options.onEvent?.(event);
       if (event.type !== 'evaluated') return;
@@ -83,7 +85,7 @@ export async function prepareEvaluate(args: Arguments, run: CommandRun): Promise
 /** One curve a policy; its points are the values of what decides how much it keeps. */
 function settingsOf(args: Arguments): EvaluationSetting[] {
   const settings: EvaluationSetting[] = [];
-  for (const policy of distinct(args.list('policy', 'dense,peak'))) {
+  for (const policy of distinct(args.list('policy', evaluatedPolicies.join()))) {
     if (!evaluatedPolicies.some((each) => each === policy)) {
       args.fail(`--policy ${policy || '""'} is not one of ${evaluatedPolicies.join(', ')}`);
     }
@@ -126,8 +128,9 @@ function selection(args: Arguments): (result: EvaluationResult) => EvaluationRes
   const policies = args.text('policy') === undefined ? null : args.list('policy', '');
   const wanted = (row: EvaluationRow | ProbeRow) =>
     (tokens?.includes(row.tokens) ?? true) && (policies?.includes(row.policy) ?? true);
-  return ({ model, rows, probes }) => ({
+  return ({ model, settings, rows, probes }) => ({
     model,
+    settings: settings.filter(({ policy }) => policies?.includes(policy) ?? true),
     rows: rows.filter((row) => wanted(row) && (tails?.includes(row.tail) ?? true)),
     probes: probes.filter(wanted),
   });
@@ -136,6 +139,7 @@ function selection(args: Arguments): (result: EvaluationResult) => EvaluationRes
 function merged(results: EvaluationResult[]): EvaluationResult {
   return {
     model: distinct(results.map(({ model }) => model)).join(', '),
+    settings: results.flatMap(({ settings }) => settings),
     rows: results.flatMap(({ rows }) => rows),
     probes: results.flatMap(({ probes }) => probes),
   };
@@ -156,18 +160,34 @@ async function readResult(file: string): Promise<EvaluationResult> {
   );
 }
 
+const pointFields = { text: 'string', policy: 'string', tokens: 'number', ropeBaseScale: 'number' };
+const rowFields = {
+  ...pointFields,
+  ...{ tail: 'number', density: 'number', kl: 'number', top1Agreement: 'number', nll: 'number' },
+  ...{ sparseDensity: 'number?', coverageMean: 'number?', coverageP5: 'number?' },
+  ...{ alpha: 'number?', epsilon: 'number?', prefillMs: 'number?' },
+};
+const probeFields = {
+  ...pointFields,
+  ...{ depth: 'number', logProbability: 'number', chance: 'number', found: 'boolean' },
+};
+
 function isResult(value: unknown): value is EvaluationResult {
-  const { model, rows, probes } = (value ?? {}) as Partial<Record<string, unknown>>;
-  const all = (list: unknown, names: string[]) =>
+  const { model, settings, rows, probes } = (value ?? {}) as Partial<Record<string, unknown>>;
+  const all = (list: unknown, fields: Record<string, string>) =>
     Array.isArray(list) &&
     list.every((row: Record<string, unknown> | null) =>
-      names.every((name) => typeof row?.[name] === (name in texts ? 'string' : 'number')),
+      Object.entries(fields).every(
+        ([name, type]) =>
+          typeof row?.[name] === type.replace('?', '') ||
+          (type.endsWith('?') && row?.[name] === null),
+      ),
     );
-  const texts = { text: '', policy: '' };
   return (
     typeof model === 'string' &&
-    all(rows, ['text', 'policy', 'tokens', 'tail', 'density', 'kl', 'top1Agreement', 'nll']) &&
-    all(probes, ['text', 'policy', 'tokens', 'depth', 'logProbability', 'chance'])
+    all(settings, { policy: 'string' }) &&
+    all(rows, rowFields) &&
+    all(probes, probeFields)
   );
 }
 

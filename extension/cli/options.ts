@@ -162,7 +162,7 @@ export const commands: readonly Command[] = [
       {
         name: 'policy',
         value: 'P[,P...]',
-        description: `curves, of ${evaluatedPolicies.join(', ')} (default dense,peak); dense is always measured`,
+        description: `curves, of ${evaluatedPolicies.join(', ')} (default all); dense is always measured`,
       },
       {
         name: 'epsilon',

@@ -50,7 +50,8 @@ export async function runEvaluate(
     );
     for (const text of texts) await evaluation.measure(session, text, length);
   }
-  return { model: model.spec.name, rows: evaluation.rows, probes: evaluation.probes };
+  const { settings, rows, probes } = evaluation;
+  return { model: model.spec.name, settings, rows, probes };
 }
 
 /** Everything is tokenized and checked before the first of many long runs. */
@@ -91,7 +92,8 @@ async function plantAll(
 class Evaluation {
   readonly rows: EvaluationRow[] = [];
   readonly probes: ProbeRow[] = [];
-  private readonly settings: EvaluationSetting[];
+  /** Dense first. */
+  readonly settings: EvaluationSetting[];
   /** Longest first: its dense run then holds the rows of all. */
   private readonly tails: number[];
   private readonly progress: WholeProgress;

@@ -72,9 +72,19 @@ export interface ProbeRow extends EvaluationPoint {
 
 export interface EvaluationResult {
   model: string;
+  /** All parameters of what was measured. */
+  settings: EvaluationSetting[];
   rows: EvaluationRow[];
   probes: ProbeRow[];
 }
 
 /** A part of the result, as soon as it is known. */
 export type EvaluationPart = { row: EvaluationRow } | { probes: ProbeRow[] };
+
+/** One more measurement is there. It stays valid when the rest fails. */
+export interface EvaluationProgress {
+  part: EvaluationPart;
+  /** Measurements that are done, of all. */
+  done: number;
+  total: number;
+}

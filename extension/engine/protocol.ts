@@ -4,7 +4,7 @@
  * All times are milliseconds, all sizes bytes, unless a name says otherwise.
  */
 
-import type { EvaluationPart, EvaluationPlan, EvaluationResult } from './evaluation';
+import type { EvaluationPlan, EvaluationProgress, EvaluationResult } from './evaluation';
 
 /** Section 5 of the specification; the C++ struct has the same names. */
 export interface SampleAttentionParams {
@@ -464,13 +464,8 @@ export interface ThinkingEvent extends Addressed {
   elapsedMs: number;
 }
 
-/** One more measurement of `evaluate` is there. What was sent stays valid when the rest fails. */
-export interface EvaluatedEvent extends Addressed {
+export interface EvaluatedEvent extends Addressed, EvaluationProgress {
   type: 'evaluated';
-  part: EvaluationPart;
-  /** Measurements that are done, of all. */
-  done: number;
-  total: number;
 }
 
 export interface ResultEvent extends Addressed {

@@ -150,18 +150,20 @@ describe('integration: command line with a real model', function () {
     const base = ['--text', text, '--model', model, '--tokens', '900', '--json', ...sparse];
     const evaluated = await cli([
       ...['evaluate', ...base, '--tail', '60,200', '--epsilon', '0.003,0.05'],
-      ...['--policy', 'dense,peak', '--probe', '--plot', plot],
+      ...['--policy', 'dense,peak,mass', '--alpha', '0.9', '--probe', '--plot', plot],
     ]);
     assert.equal(evaluated.status, 0, evaluated.stderr);
     const { rows, probes } = json(evaluated.stdout);
     assert.deepEqual(
-      rows.map((row: { policy: string; epsilon: number | null; tail: number }) =>
-        [row.policy, row.epsilon, row.tail].join(' '),
+      rows.map(
+        (row: { policy: string; epsilon: number | null; alpha: number | null; tail: number }) =>
+          [row.policy, row.epsilon ?? row.alpha, row.tail].join(' '),
       ),
       [
         'dense  200',
         'dense  60',
         ...['0.003', '0.05'].flatMap((e) => [`peak ${e} 200`, `peak ${e} 60`]),
+        ...['mass 0.9 200', 'mass 0.9 60'],
       ],
     );
     for (const row of rows) {
@@ -182,7 +184,7 @@ describe('integration: command line with a real model', function () {
     assert.ok(Math.abs(close.kl - score.kl) < 0.02 * score.kl, `${close.kl} ${score.kl}`);
     assert.ok(Math.abs(close.top1Agreement - score.top1Agreement) < 0.01);
 
-    assert.equal(probes.length, 5 * 3);
+    assert.equal(probes.length, 5 * 4);
     for (const probe of probes) {
       assert.ok(probe.logProbability < 0 && probe.logProbability > 2 * probe.chance);
       assert.ok(probe.depth > 0 && probe.depth < 1);

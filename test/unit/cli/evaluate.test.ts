@@ -42,6 +42,7 @@ const probe = (depth: number, over: Partial<ProbeRow> = {}): ProbeRow => ({
 });
 const result = {
   model: 'Tiny & <Co>',
+  settings: [{ policy: 'peak', params: startingParams('peak') }],
   rows: [
     dense,
     row({ epsilon: 0.003 }),
@@ -143,6 +144,22 @@ describe('cli/evaluate', () => {
   it('has defaults for all but texts and lengths', async () => {
     assert.equal(await measure('--rope-base-scale', '2'), 0, err);
     assert.deepEqual(asked[0]!.tails, [1024]);
+    assert.deepEqual(
+      asked[0]!.settings.map(({ policy, params }) =>
+        policy === 'peak'
+          ? params.epsilon
+          : policy === 'dense'
+            ? policy
+            : `${policy} ${params.alpha}`,
+      ),
+      [
+        'dense',
+        0.001,
+        0.003,
+        0.01,
+        ...['mass', 'paper'].flatMap((name) => [0.9, 0.95, 0.98].map((a) => `${name} ${a}`)),
+      ],
+    );
     assert.deepEqual(asked[0]!.lengths, [{ tokens: 8192, ropeBaseScale: 2 }]);
     await cli('--text', 'a.py', '--tokens', '300');
     assert.deepEqual(asked[1]!.tails, [150]);
@@ -234,7 +251,8 @@ describe('cli/evaluate', () => {
     assert.deepEqual(JSON.parse(out).probes, []);
     assert.deepEqual(asked, []);
     write('other.json', { rows: 1 });
-    for (const file of ['other.json', 'missing.json', 'a.py']) {
+    write('old.json', { ...result, rows: [{ ...dense, coverageMean: undefined }] });
+    for (const file of ['other.json', 'old.json', 'missing.json', 'a.py']) {
       assert.equal(await cli('--from', file), 1, file);
       assert.match(err, new RegExp(`${file} cannot be read`));
     }
@@ -306,12 +324,12 @@ describe('cli/evaluationPlot', () => {
       [row({})],
       [row({ kl: 1e-9 }), row({ kl: 3, sparseDensity: 1 })],
     ]) {
-      const drawn = evaluationPlot({ model: 'm', rows, probes: [] });
+      const drawn = evaluationPlot({ model: 'm', settings: [], rows, probes: [] });
       assertWellFormed(drawn);
       assert.ok(!drawn.includes('NaN'));
     }
     assert.match(
-      evaluationPlot({ model: 'm', rows: [dense], probes: [] }),
+      evaluationPlot({ model: 'm', settings: [], rows: [dense], probes: [] }),
       /No sparse measurement/,
     );
   });
