@@ -2,8 +2,19 @@
 import os from 'node:os';
 import path from 'node:path';
 import { invalidParams } from './engine/errors';
-import { checkParam, paramFields, requireValidParams, type ParamField } from './engine/params';
-import type { SampleAttentionParams, Sampling } from './engine/protocol';
+import {
+  checkParam,
+  paramFields,
+  requireValidParams,
+  startingParams,
+  type ParamField,
+} from './engine/params';
+import {
+  kvCacheTypes,
+  type KvCacheType,
+  type SampleAttentionParams,
+  type Sampling,
+} from './engine/protocol';
 import { defaultSampling, samplingFields } from './engine/sampling';
 
 export interface Settings {
@@ -15,6 +26,7 @@ export interface Settings {
   threads: number;
   /** 0 = as much as model and memory allow. */
   contextTokens: number;
+  kvCache: KvCacheType;
   answerTokens: number;
   /** A reasoning model may think before it answers. */
   thinking: boolean;
@@ -24,7 +36,10 @@ export interface Settings {
   sampling: Sampling;
 }
 
-/** Reads a setting below `longsight.`, e.g. `sparsity.epsilon`. */
+/**
+ * Reads a setting below `longsight.`, e.g. `sparsity.epsilon`; undefined where nobody has set it,
+ * so that a preset can.
+ */
 export type ReadSetting = (key: string) => unknown;
 
 export interface NumberRange {
@@ -46,30 +61,41 @@ const correctIt = 'Correct it in the settings; the change applies to the next qu
 
 /** Throws `invalidParams` naming the first setting that cannot be used. */
 export function readSettings(read: ReadSetting): Settings {
-  const params = readFields(read, 'sparsity', paramFields);
   const settings: Settings = {
     modelPath: readPath(read, 'model'),
     modelsFolder: readPath(read, 'modelsFolder'),
     threads: readNumber(read, 'threads'),
     contextTokens: readNumber(read, 'contextTokens'),
+    kvCache: readChoice(read, 'kvCache', kvCacheTypes),
     answerTokens: readNumber(read, 'answerTokens'),
     thinking: readBoolean(read, 'thinking'),
     confirmAboveSeconds: readNumber(read, 'confirmAboveSeconds'),
-    params: params as unknown as SampleAttentionParams,
+    params: readParams(read),
     sampling: { ...defaultSampling, ...readFields(read, 'sampling', samplingFields) },
   };
   requireValidParams(settings.params);
   return settings;
 }
 
+/** With the preset `paper`, what is not set is as in the paper. */
+function readParams(read: ReadSetting): SampleAttentionParams {
+  const policy = read('sparsity.policy');
+  const start = startingParams(policy === 'paper' ? policy : undefined);
+  const readParam = (key: string) =>
+    policy === 'paper' && key === 'sparsity.policy' ? undefined : read(key);
+  const params = readFields(readParam, 'sparsity', paramFields, { ...start });
+  return params as unknown as SampleAttentionParams;
+}
+
 function readFields(
   read: ReadSetting,
   group: string,
   fields: readonly ParamField<string>[],
+  start: Record<string, unknown> = {},
 ): Record<string, unknown> {
   const values: Record<string, unknown> = {};
   for (const field of fields) {
-    const value = read(`${group}.${field.name}`) ?? field.default;
+    const value = read(`${group}.${field.name}`) ?? start[field.name] ?? field.default;
     const problem = checkParam(field, value);
     if (problem !== undefined)
       throw invalidParams(`Setting longsight.${group}.${problem}`, correctIt);
@@ -105,6 +131,21 @@ function readNumber(read: ReadSetting, key: keyof typeof numberSettings): number
     );
   }
   return value;
+}
+
+/** The first choice is the default. */
+function readChoice<T extends string>(
+  read: ReadSetting,
+  key: string,
+  choices: readonly [T, ...T[]],
+): T {
+  const value = read(key) ?? choices[0];
+  const found = choices.find((choice) => choice === value);
+  if (found !== undefined) return found;
+  throw invalidParams(
+    `Setting longsight.${key} = ${JSON.stringify(value)} is not one of ${choices.join(', ')}.`,
+    correctIt,
+  );
 }
 
 function readBoolean(read: ReadSetting, key: 'thinking'): boolean {

@@ -40,7 +40,6 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
     workerPath: path.join(context.extensionPath, 'dist', 'worker.js'),
     log: (level, text) => log[level](text),
   });
-  const read = (key: string) => vscode.workspace.getConfiguration('longsight').get<unknown>(key);
   const events = new vscode.EventEmitter<{ id: number; event: Event }>();
   const conversation = new Conversation();
   const statusBar = new StatusBar(conversation);
@@ -116,6 +115,16 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
     enginePid: () => engine?.pid,
     perform: act,
   };
+}
+
+/** The value of a setting that somebody has set, in whatever way the editor combines the places. */
+function read(key: string): unknown {
+  const configuration = vscode.workspace.getConfiguration('longsight');
+  const { globalValue, workspaceValue, workspaceFolderValue } = configuration.inspect(key) ?? {};
+  const isSet = [globalValue, workspaceValue, workspaceFolderValue].some(
+    (value) => value !== undefined,
+  );
+  return isSet ? configuration.get<unknown>(key) : undefined;
 }
 
 export async function deactivate(): Promise<void> {

@@ -139,6 +139,7 @@ export class Asking {
           device: 'auto',
           threads: settings.threads,
           contextTokens: settings.contextTokens,
+          kvCache: settings.kvCache,
         },
         params: settings.params,
         workspace: { folders, unsaved: this.host.unsaved(), budgetTokens, strict: false },

@@ -1,7 +1,13 @@
 /** What each command takes, and how an argument list becomes checked values. */
 import { parseArgs } from 'node:util';
 import { checkParam, kebabCase, paramFields, rangeText, startingParams } from '../engine/params';
-import type { Device, ModelRequest, SampleAttentionParams, Sampling } from '../engine/protocol';
+import {
+  kvCacheTypes,
+  type Device,
+  type ModelRequest,
+  type SampleAttentionParams,
+  type Sampling,
+} from '../engine/protocol';
 import { checkBias, defaultSampling, samplingFields } from '../engine/sampling';
 
 export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'evaluate' | 'doctor';
@@ -217,6 +223,11 @@ export const commonOptions: readonly Option[] = [
     value: 'N',
     description: 'size of the context; 0 = what model and memory allow (default 0)',
   },
+  {
+    name: 'kv-cache',
+    value: 'T',
+    description: `${kvCacheTypes.join(', ')}: q8 takes about half the memory (default bf16)`,
+  },
   { name: 'json', description: 'exactly one JSON object on standard output' },
   { name: 'verbose', description: 'the log of the engine on standard error' },
   { name: 'help', description: 'this text' },
@@ -368,6 +379,7 @@ export class Arguments {
       device: this.choice<Device>('device', 'auto', ['auto', 'cpu', 'cuda']),
       threads: this.integer('threads', 0, 0, 1024),
       contextTokens: this.integer('context-tokens', 0, 0, mostTokens),
+      kvCache: this.choice('kv-cache', 'bf16', kvCacheTypes),
     };
   }
 

@@ -54,8 +54,8 @@ export function statsText(stats: Stats): string {
     ['Attention', `${stats.params.policy}: ${attentionText(stats.attention)}`],
     [
       'Memory',
-      `weights ${formatBytes(memory.weightBytes)}, KV cache ${formatBytes(memory.kvBytes)}, ` +
-        `scratch ${formatBytes(memory.scratchBytes)}`,
+      `weights ${formatBytes(memory.weightBytes)}, ` +
+        `${stats.kvCache} KV cache ${formatBytes(memory.kvBytes)}, scratch ${formatBytes(memory.scratchBytes)}`,
     ],
     ['Model', `${stats.model} on ${stats.device}`],
   ]);
@@ -163,8 +163,8 @@ export function doctorText(result: DoctorResult): string {
     rows.push([
       'Memory',
       `${formatBytes(total)} for ${formatCount(memory.contextTokens)} tokens ` +
-        `(weights ${formatBytes(memory.weightBytes)}, KV cache ${formatBytes(memory.kvBytes)}, ` +
-        `scratch ${formatBytes(memory.scratchBytes)}), ${formatBytes(memory.availableBytes)} available: ` +
+        `(weights ${formatBytes(memory.weightBytes)}, ` +
+        `${memory.kvCache} KV cache ${formatBytes(memory.kvBytes)}, scratch ${formatBytes(memory.scratchBytes)}), ${formatBytes(memory.availableBytes)} available: ` +
         (memory.fits ? 'fits' : `at most ${formatCount(memory.largestContextTokens)} tokens fit`),
     ]);
   }

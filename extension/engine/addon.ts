@@ -5,6 +5,7 @@
  */
 import type {
   AttentionStats,
+  KvCacheType,
   MemoryEstimate,
   MemoryStats,
   ModelReport,
@@ -44,9 +45,6 @@ export interface Piece {
   special: boolean;
 }
 
-/** How keys and values are kept: `q8` in blocks of 32 with an fp16 scale, half of `bf16`, the default. */
-export type KvCacheType = 'bf16' | 'q8';
-
 export interface NativeModel {
   readonly spec: ModelSpec;
   /** One token list a piece; pieces do not influence each other. */
@@ -56,7 +54,7 @@ export interface NativeModel {
   estimateMemory(options: {
     contextTokens: number;
     params: SampleAttentionParams;
-    kvCache?: KvCacheType;
+    kvCache: KvCacheType;
   }): MemoryEstimate;
   /** Loads the weights once for all sessions and reserves the KV cache. */
   createSession(
@@ -64,7 +62,7 @@ export interface NativeModel {
       contextTokens: number;
       threads: number;
       ropeBaseScale: number;
-      kvCache?: KvCacheType;
+      kvCache: KvCacheType;
     },
     onProgress: (doneBytes: number, totalBytes: number) => void,
   ): Promise<NativeSession>;

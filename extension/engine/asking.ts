@@ -177,6 +177,7 @@ function statsOf(
     model: loaded.model.spec.name,
     device: 'cpu',
     params: request.params,
+    kvCache: request.model.kvCache,
     promptTokens: outcome.promptTokens,
     reusedTokens: outcome.reusedTokens,
     computedTokens: outcome.computedTokens,

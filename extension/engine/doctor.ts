@@ -38,9 +38,11 @@ export async function runDoctor(
   if (request.model === null) return result;
   try {
     const { model } = await keeper.openModel(request.model, context.signal);
+    const { kvCache } = request.model;
     const contextTokens = request.model.contextTokens || model.spec.contextTokens;
+    const { params } = request;
     result.model = reportOf(model.spec);
-    result.memory = model.estimateMemory({ contextTokens, params: request.params });
+    result.memory = { ...model.estimateMemory({ contextTokens, params, kvCache }), kvCache };
   } catch (error) {
     if (isCancelled(error)) throw error;
     result.problems.push(toErrorInfo(error));

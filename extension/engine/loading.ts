@@ -3,7 +3,7 @@ import { access, constants, stat } from 'node:fs/promises';
 import type { Addon, NativeModel, NativeSession } from './addon';
 import { cancelled, EngineError, invalidParams } from './errors';
 import { defaultParams } from './params';
-import type { MemoryEstimate, ModelRequest, SampleAttentionParams } from './protocol';
+import type { KvCacheType, MemoryEstimate, ModelRequest, SampleAttentionParams } from './protocol';
 import { TokenCache } from './tokenCache';
 
 export interface SessionNeed {
@@ -29,7 +29,7 @@ const smallestContextTokens = 512;
 
 export class ModelKeeper {
   private model: (OpenModel & { key: string }) | null = null;
-  private session: { key: string; request: number; loaded: Loaded } | null = null;
+  private session: { key: string; request: ModelRequest; loaded: Loaded } | null = null;
   /** Openings run one after another; one whose request was cancelled still ends properly. */
   private tail: Promise<unknown> = Promise.resolve();
 
@@ -62,7 +62,12 @@ export class ModelKeeper {
   /** Size of the context that a question would get, without loading weights. */
   contextTokens({ model }: OpenModel, request: ModelRequest): number {
     const open = this.session?.loaded;
-    if (open?.model === model && this.session?.request === request.contextTokens) {
+    const opened = this.session?.request;
+    if (
+      open?.model === model &&
+      opened?.contextTokens === request.contextTokens &&
+      opened.kvCache === request.kvCache
+    ) {
       return open.session.contextTokens;
     }
     return chooseContext(model, request, {
@@ -95,16 +100,18 @@ export class ModelKeeper {
   ): Promise<Loaded> {
     const { model, tokens } = await this.switchModel(request);
     const threads = request.threads || this.addon().machine().physicalCores;
-    const key = [request.contextTokens, need.minTokens, threads, need.ropeBaseScale].join('/');
+    const { kvCache } = request;
+    const { minTokens, ropeBaseScale } = need;
+    const key = [request.contextTokens, minTokens, threads, ropeBaseScale, kvCache].join('/');
     if (this.session?.key === key) return this.session.loaded;
     this.dropSession();
     const contextTokens = chooseContext(model, request, need);
     const session = await model.createSession(
-      { contextTokens, threads, ropeBaseScale: need.ropeBaseScale },
+      { contextTokens, threads, ropeBaseScale, kvCache },
       onProgress,
     );
     const loaded = { model, tokens, session };
-    this.session = { key, request: request.contextTokens, loaded };
+    this.session = { key, request, loaded };
     return loaded;
   }
 
@@ -144,27 +151,43 @@ function chooseContext(model: NativeModel, request: ModelRequest, need: SessionN
     );
   }
   const wanted = request.contextTokens || need.minTokens || trained;
-  const estimate = model.estimateMemory({ contextTokens: wanted, params: need.params });
+  const estimateWith = (kvCache: KvCacheType) =>
+    model.estimateMemory({ contextTokens: wanted, params: need.params, kvCache });
+  const estimate = estimateWith(request.kvCache);
   if (estimate.fits) return wanted;
   const largest = estimate.largestContextTokens;
   const flexible = request.contextTokens === 0 && need.minTokens === 0;
   if (flexible && largest >= smallestContextTokens) return Math.min(largest, wanted);
-  throw notEnoughMemory(model, estimate);
+  throw notEnoughMemory(model, estimate, request.kvCache === 'q8' ? null : estimateWith('q8'));
 }
 
-function notEnoughMemory(model: NativeModel, estimate: MemoryEstimate): EngineError {
+/** `smaller`: what the same context would need with a smaller KV cache, if there is one. */
+function notEnoughMemory(
+  model: NativeModel,
+  estimate: MemoryEstimate,
+  smaller: MemoryEstimate | null,
+): EngineError {
   const { weightBytes, kvBytes, scratchBytes, availableBytes, contextTokens } = estimate;
   const total = weightBytes + kvBytes + scratchBytes;
   const largest = estimate.largestContextTokens;
+  const ways: string[] = [];
+  if (largest >= smallestContextTokens) ways.push(`use a context of ${largest} tokens or less`);
+  if (smaller?.fits) ways.push('keep the KV cache as q8');
+  else if (smaller && smaller.largestContextTokens >= smallestContextTokens) {
+    ways.push(`keep the KV cache as q8 with a context of ${smaller.largestContextTokens} or less`);
+  }
+  if (ways.length === 0) ways.push('use a smaller model or a smaller quantization');
   return new EngineError(
     'notEnoughMemory',
     `${model.spec.name} with a context of ${contextTokens} tokens needs ${gib(total)} ` +
       `(weights ${gib(weightBytes)}, KV cache ${gib(kvBytes)}, scratch ${gib(scratchBytes)}); ` +
       `${gib(availableBytes)} are available.`,
-    largest >= smallestContextTokens
-      ? `Use a context of ${largest} tokens or less, or free memory.`
-      : 'Use a smaller model or a smaller quantization, or free memory.',
+    capitalized(`${[...ways, 'free memory'].join(', or ')}.`),
   );
+}
+
+function capitalized(text: string): string {
+  return text.slice(0, 1).toUpperCase() + text.slice(1);
 }
 
 function gib(bytes: number): string {

@@ -24,6 +24,10 @@ export interface SampleAttentionParams {
 
 export type Device = 'auto' | 'cpu' | 'cuda';
 
+/** How the KV cache keeps its values: 2 bytes each, or blocks of 32 in 34 bytes. */
+export const kvCacheTypes = ['bf16', 'q8'] as const;
+export type KvCacheType = (typeof kvCacheTypes)[number];
+
 export interface ModelRequest {
   /** Absolute path of a GGUF file. */
   path: string;
@@ -32,6 +36,7 @@ export interface ModelRequest {
   threads: number;
   /** Size of the KV cache in tokens; 0 = as much of the model's context as memory allows. */
   contextTokens: number;
+  kvCache: KvCacheType;
 }
 
 /** Ranges in engine/sampling.ts; the steps and their order in native/session/sampler.h. */
@@ -154,6 +159,7 @@ export interface EngineStats {
   model: string;
   device: string;
   params: SampleAttentionParams;
+  kvCache: KvCacheType;
   promptTokens: number;
   reusedTokens: number;
   computedTokens: number;
@@ -262,7 +268,7 @@ export interface DoctorResult {
   cpuFeatures: string[];
   kernels: { attention: string; linear: string };
   model?: ModelReport;
-  memory?: MemoryEstimate;
+  memory?: MemoryEstimate & { kvCache: KvCacheType };
   /** What does not work here, each with its way out; empty when all is well. */
   problems: EngineErrorInfo[];
 }

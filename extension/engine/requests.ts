@@ -2,7 +2,7 @@
 import { invalidParams } from './errors';
 import type { EvaluationPlan } from './evaluation';
 import { requireValidParams } from './params';
-import type { JobRequest, ModelRequest } from './protocol';
+import { kvCacheTypes, type JobRequest, type ModelRequest } from './protocol';
 import { requireValidSampling } from './sampling';
 
 /** Longest answer, prompt or context that any request may name. */
@@ -54,6 +54,9 @@ function requireValidPlan({ texts, lengths, settings, tails }: EvaluationPlan): 
 function requireModelNumbers(model: ModelRequest): void {
   requireInteger('threads', model.threads, 0, 1024);
   requireInteger('contextTokens', model.contextTokens, 0);
+  if (!kvCacheTypes.includes(model.kvCache)) {
+    throw invalidParams(`kvCache = ${model.kvCache} is not one of ${kvCacheTypes.join(', ')}.`);
+  }
 }
 
 function requireInteger(name: string, value: number, min: number, max = mostTokens): void {

@@ -63,7 +63,7 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
         'Memory',
         facts([
           ['Weights', formatBytes(stats.memory.weightBytes)],
-          ['KV cache', formatBytes(stats.memory.kvBytes)],
+          [`KV cache (${stats.kvCache})`, formatBytes(stats.memory.kvBytes)],
           ['Scratch', formatBytes(stats.memory.scratchBytes)],
           [
             'Together',

@@ -30,6 +30,7 @@ const statsShape = [
   'computedTokens',
   'decodeTokensPerSecond',
   'device',
+  'kvCache',
   'memory',
   'model',
   'params',
@@ -268,7 +269,13 @@ describe('integration: command line with a real model', function () {
 
     const engine = new Engine({ workerPath: path.join(copy, 'worker.js') });
     try {
-      const request = { path: model, device: 'auto' as const, threads: 0, contextTokens: 0 };
+      const request = {
+        path: model,
+        device: 'auto' as const,
+        threads: 0,
+        contextTokens: 0,
+        kvCache: 'bf16' as const,
+      };
       const body = { model: request, params: { ...defaultParams } };
       const text = Buffer.from('some text');
       const score = { tokens: 0, tail: 0, tailPolicy: 'same' as const, against: null };

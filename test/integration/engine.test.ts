@@ -26,7 +26,7 @@ type AskBody = Omit<AskRequest, 'type' | 'sessionId' | 'requestId'>;
 
 function question(over: Partial<AskBody> = {}): AskBody {
   return {
-    model: { path: testModel(), device: 'auto', threads: 0, contextTokens: 2048 },
+    model: { path: testModel(), device: 'auto', threads: 0, contextTokens: 2048, kvCache: 'bf16' },
     params,
     workspace: {
       folders: [{ name: 'sample', path: sampleWorkspace }],
@@ -162,6 +162,16 @@ describe('integration: engine process with a real model', function () {
     assert.equal(answer.stats.attention.coverageMean, null);
     // Rows that the other policy computed densely as well are the same.
     assert.ok(answer.stats.reusedTokens <= params.denseBelowTokens);
+  });
+
+  it('keeps what it reads in about half the memory when told so', async () => {
+    const q8 = { ...question().model, kvCache: 'q8' as const };
+    const answer = await engine.ask(question({ model: q8 })).result;
+    assert.equal(answer.stats.kvCache, 'q8');
+    assert.equal(answer.stats.reusedTokens, 0);
+    const share = answer.stats.memory.kvBytes / first.stats.memory.kvBytes;
+    assert.ok(share > 0.45 && share < 0.6, `${share} of the bytes`);
+    assert.match(answer.answer, /^read \d+ of 9 files\n\n./);
   });
 
   it('lets a second question wait while the first runs', async () => {

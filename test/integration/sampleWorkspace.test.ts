@@ -9,7 +9,13 @@ describe('integration: sample workspace', function () {
 
   it('fills most of the demo model, and fits', async () => {
     const { files, totalTokens } = await engine.pack({
-      model: { path: testModel(), device: 'auto', threads: 0, contextTokens: 8_192 },
+      model: {
+        path: testModel(),
+        device: 'auto',
+        threads: 0,
+        contextTokens: 8_192,
+        kvCache: 'bf16',
+      },
       workspace: {
         folders: [{ name: 'sample-workspace', path: sampleWorkspace }],
         unsaved: {},

@@ -65,7 +65,7 @@ describe('integration: a model that thinks', function () {
     const submitted = performance.now();
     const answer = await engine.ask(
       {
-        model: { path: file, device: 'cpu', threads: 1, contextTokens: 4096 },
+        model: { path: file, device: 'cpu', threads: 1, contextTokens: 4096, kvCache: 'bf16' },
         params: { ...defaultParams },
         workspace: {
           folders: [{ name: 'work', path: path.join(folder(), 'work') }],
@@ -121,7 +121,13 @@ describe('integration: a model that thinks', function () {
   });
 
   it('goes on with a thought that its template opens, and does not when told not to', async () => {
-    const openingModel = { path: opening, device: 'cpu', threads: 1, contextTokens: 4096 } as const;
+    const openingModel = {
+      path: opening,
+      device: 'cpu',
+      threads: 1,
+      contextTokens: 4096,
+      kvCache: 'bf16',
+    } as const;
     const { answer } = await ask({ model: openingModel });
     assert.deepEqual([answer.thinking, answer.answer], ['So it goes', '']);
     assert.equal(answer.stats.thinking?.tokens, 3);

@@ -18,14 +18,17 @@ import {
 describe('asking the workspace', function () {
   this.timeout(250_000);
   let api: LongsightApi;
+  let restoreWorkspace: () => void;
 
   before(async () => {
-    shrinkWorkspace();
+    restoreWorkspace = shrinkWorkspace();
     await setSetting('answerTokens', 12);
     await setSetting('confirmAboveSeconds', 0);
     await setSetting('sparsity.denseBelowTokens', 1024);
     api = await longsight();
   });
+
+  after(() => restoreWorkspace());
 
   afterEach(async () => {
     await vscode.commands.executeCommand('longsight.stop');
@@ -97,6 +100,20 @@ describe('asking the workspace', function () {
     const { sparseDensity } = stats.attention;
     assert.ok(sparseDensity !== null && sparseDensity < sparse, `${sparseDensity} < ${sparse}`);
     await setSetting('sparsity.epsilon', undefined);
+  });
+
+  it('takes another policy and KV cache for the next question, without a reload', async () => {
+    await setSetting('sparsity.policy', 'paper');
+    await setSetting('kvCache', 'q8');
+    const question = await Question.ask(api, 'How long does a job wait?');
+    const { stats } = await question.answer();
+    assert.equal(stats.kvCache, 'q8');
+    assert.equal(stats.params.policy, 'mass');
+    // The preset, but for what is set.
+    assert.equal(stats.params.windowFraction, 0.08);
+    assert.equal(stats.params.denseBelowTokens, 1024);
+    await setSetting('sparsity.policy', undefined);
+    await setSetting('kvCache', undefined);
   });
 
   it('stops the engine, not only the view', async () => {

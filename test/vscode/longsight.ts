@@ -24,12 +24,17 @@ export function workspaceFolder(): string {
 
 const kept = ['README.md', 'package.json', 'src/backoff.js', 'src/heap.js'];
 
-export function shrinkWorkspace(): void {
+/** Returns what undoes it. */
+export function shrinkWorkspace(): () => void {
   const folder = workspaceFolder();
+  const removed = new Map<string, Buffer>();
   for (const entry of fs.readdirSync(folder, { recursive: true, withFileTypes: true })) {
     const file = path.join(entry.parentPath, entry.name);
-    if (entry.isFile() && !kept.includes(path.relative(folder, file))) fs.rmSync(file);
+    if (!entry.isFile() || kept.includes(path.relative(folder, file))) continue;
+    removed.set(file, fs.readFileSync(file));
+    fs.rmSync(file);
   }
+  return () => removed.forEach((content, file) => fs.writeFileSync(file, content));
 }
 
 /** Undefined removes the setting. */

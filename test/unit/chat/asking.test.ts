@@ -66,6 +66,7 @@ describe('chat/asking', () => {
         modelsFolder: '',
         threads: 2,
         contextTokens: 8192,
+        kvCache: 'bf16',
         answerTokens: 64,
         thinking: false,
         confirmAboveSeconds: 30,
@@ -97,6 +98,7 @@ describe('chat/asking', () => {
       device: 'auto',
       threads: 2,
       contextTokens: 8192,
+      kvCache: 'bf16',
     });
     assert.equal(body.answerTokens, 64);
     assert.equal(body.sampling.temperature, 0.5);
@@ -168,6 +170,7 @@ describe('chat/asking', () => {
       modelsFolder: '',
       threads: 0,
       contextTokens: 0,
+      kvCache: 'bf16',
       answerTokens: 1,
       thinking: false,
       confirmAboveSeconds: 0,

@@ -12,6 +12,7 @@ export function exampleStats(): Stats {
     computedTokens: 2216,
     prefillTokensPerSecond: 772,
     decodeTokensPerSecond: 38.2,
+    kvCache: 'bf16',
     thinking: null,
     ttftMs: 3234,
     phases: {

@@ -43,6 +43,7 @@ const stats = {
   phases: { queueMs: 1, loadMs: 2, scanMs: 3, tokenizeMs: 4, prefillMs: 90, firstTokenMs: 10 },
   prefillTokensPerSecond: 600,
   decodeTokensPerSecond: 20,
+  kvCache: 'bf16',
   thinking: null as { ms: number; tokens: number } | null,
   attention: {
     density: 0.6,
@@ -147,14 +148,20 @@ describe('cli/run', () => {
       thinking: false,
       params: { ...defaultParams },
       confirmAbovePrefillMs: 0,
-      model: { path: '/models/found.gguf', device: 'auto', threads: 0, contextTokens: 0 },
+      model: {
+        path: '/models/found.gguf',
+        device: 'auto',
+        threads: 0,
+        contextTokens: 0,
+        kvCache: 'bf16',
+      },
     });
     assert.equal(engine.disposed, 1);
   });
 
   it('hands every flag on', async () => {
     const flags =
-      '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --max-tokens 7 --temperature .5 ' +
+      '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --kv-cache q8 --max-tokens 7 --temperature .5 ' +
       '--top-p 0.9 --top-k 40 --min-p 0.05 --repetition-penalty 1.1 --seed 42 --logit-bias 7=1.5 ' +
       '--logit-bias 8=-inf --strict --budget 1000 --policy peak --alpha 0.5 --epsilon 1e-2 ' +
       '--score-dims all --sample-stride 4 --segment-rows 512 --window-tokens 128 --window-fraction 0.1 ' +
@@ -166,6 +173,7 @@ describe('cli/run', () => {
       device: 'cpu',
       threads: 3,
       contextTokens: 4096,
+      kvCache: 'q8',
     });
     assert.deepEqual(asked.sampling, {
       temperature: 0.5,
@@ -337,6 +345,7 @@ describe('cli/run', () => {
       [['pack', '--workspace', '.', '--threads', '-1'], /threads/],
       [['pack', '--workspace', '.', '--threads', '0x10'], /threads 0x10 .*0 to 1024/],
       [['pack', '--workspace', '.', '--device', 'tpu'], /tpu .*auto, cpu, cuda/],
+      [['pack', '--workspace', '.', '--kv-cache', 'q4'], /q4 .*bf16, q8/],
       [['bench'], /--tokens is missing/],
       [['bench', '--tokens', '100,,200'], /--tokens ""/],
       [['bench', '--tokens', '100,0'], /--tokens 0 .*from 1/],

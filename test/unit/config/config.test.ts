@@ -3,7 +3,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { numberSettings, readModelSettings, readSettings } from '../../../extension/config';
 import { EngineError } from '../../../extension/engine/errors';
-import { defaultParams } from '../../../extension/engine/params';
+import { defaultParams, startingParams } from '../../../extension/engine/params';
 import { defaultSampling } from '../../../extension/engine/sampling';
 
 const read = (values: Record<string, unknown>) => (key: string) => values[key];
@@ -27,6 +27,7 @@ describe('config', () => {
       modelsFolder: '',
       threads: 0,
       contextTokens: 0,
+      kvCache: 'bf16',
       answerTokens: 512,
       thinking: false,
       confirmAboveSeconds: 30,
@@ -59,6 +60,20 @@ describe('config', () => {
     assert.equal(settings.params.epsilon, 0.3);
     assert.equal(settings.params.segmentRows, 0);
     assert.deepEqual(settings.sampling, { ...defaultSampling, temperature: 0.7, topK: 40 });
+  });
+
+  it('takes the preset paper, which what is set changes', () => {
+    const paper = readSettings(read({ 'sparsity.policy': 'paper', 'sparsity.sampleStride': 8 }));
+    assert.deepEqual(paper.params, { ...startingParams('paper'), sampleStride: 8 });
+    assert.equal(paper.params.policy, 'mass');
+    const mass = readSettings(read({ 'sparsity.policy': 'mass' }));
+    assert.deepEqual(mass.params, { ...defaultParams, policy: 'mass' });
+    assert.match(refusal({ 'sparsity.policy': 'papers' }).message, /policy = papers/);
+  });
+
+  it('takes a type of KV cache, and no other', () => {
+    assert.equal(readSettings(read({ kvCache: 'q8' })).kvCache, 'q8');
+    assert.match(refusal({ kvCache: 'q4' }).message, /longsight\.kvCache = "q4" .* bf16, q8/);
   });
 
   it('names a wrong setting, its value and the range', () => {

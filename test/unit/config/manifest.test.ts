@@ -3,12 +3,15 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import { numberSettings } from '../../../extension/config';
 import { paramFields, type ParamField } from '../../../extension/engine/params';
+import { kvCacheTypes } from '../../../extension/engine/protocol';
 import { samplingFields } from '../../../extension/engine/sampling';
 
 interface Property {
   type: string;
   default: unknown;
   enum?: string[];
+  enumItemLabels?: string[];
+  enumDescriptions?: string[];
   minimum?: number;
   exclusiveMinimum?: number;
   maximum?: number;
@@ -46,7 +49,8 @@ describe('package.json', () => {
       assert.ok(property, field.name);
       assert.equal(property.default, field.default, `default of ${field.name}`);
       if (field.type === 'choice') {
-        assert.deepEqual(property.enum, field.choices, `choices of ${field.name}`);
+        const preset = field.name === 'policy' ? ['paper'] : [];
+        assert.deepEqual(property.enum, [...field.choices, ...preset], `choices of ${field.name}`);
         continue;
       }
       assert.equal(property.type, field.type, `type of ${field.name}`);
@@ -79,6 +83,16 @@ describe('package.json', () => {
       assert.equal(property?.minimum, range.min, key);
       assert.equal(property?.maximum, range.max, key);
       assert.equal(property?.default, range.default, key);
+    }
+  });
+
+  it('offers the types of the KV cache, and explains each choice of every setting', () => {
+    const kvCache = properties['longsight.kvCache'];
+    assert.deepEqual(kvCache?.enum, [...kvCacheTypes]);
+    assert.equal(kvCache.default, kvCacheTypes[0]);
+    for (const [key, property] of Object.entries(properties)) {
+      assert.equal(property.enumItemLabels?.length, property.enum?.length, key);
+      assert.equal(property.enumDescriptions?.length, property.enum?.length, key);
     }
   });
 

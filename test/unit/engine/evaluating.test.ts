@@ -45,6 +45,7 @@ describe('engine/evaluating', () => {
       device: 'auto',
       threads: 0,
       contextTokens: 0,
+      kvCache: 'bf16',
     },
     texts: [
       { name: 'a', bytes: Buffer.from(lines(300)) },

@@ -97,13 +97,17 @@ export class FakeAddon {
           return Int32Array.from(bytes);
         }),
       detokenize: async (tokens) => Uint8Array.from(tokens),
-      estimateMemory: ({ contextTokens }): MemoryEstimate => ({
-        ...memory,
-        contextTokens,
-        availableBytes: 1 << 29,
-        fits: contextTokens <= this.settings.largestContextTokens,
-        largestContextTokens: this.settings.largestContextTokens,
-      }),
+      estimateMemory: ({ contextTokens, kvCache }): MemoryEstimate => {
+        const largestContextTokens =
+          this.settings.largestContextTokens * (kvCache === 'q8' ? 1.5 : 1);
+        return {
+          ...memory,
+          contextTokens,
+          availableBytes: 1 << 29,
+          fits: contextTokens <= largestContextTokens,
+          largestContextTokens,
+        };
+      },
       createSession: async (options, onProgress) => {
         this.calls.push('createSession');
         this.options.push(options);

@@ -41,7 +41,13 @@ describe('engine/jobs', () => {
   afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
   const address = (requestId = 'r') => ({ sessionId: 's', requestId });
-  const model = () => ({ path: modelPath, device: 'auto' as const, threads: 0, contextTokens: 0 });
+  const model = () => ({
+    path: modelPath,
+    device: 'auto' as const,
+    threads: 0,
+    contextTokens: 0,
+    kvCache: 'bf16' as const,
+  });
   const score = (over: Partial<ScoreRequest> = {}): ScoreRequest => ({
     type: 'score',
     ...address(),
@@ -145,7 +151,12 @@ describe('engine/jobs', () => {
     assert.equal(error.code, 'promptTooLong');
     assert.match(error.message, /9000 tokens.*8192/);
     await run(score({ text, ropeBaseScale: 4 }));
-    assert.deepEqual(fake.options.at(-2), { contextTokens: 9000, threads: 3, ropeBaseScale: 4 });
+    assert.deepEqual(fake.options.at(-2), {
+      contextTokens: 9000,
+      threads: 3,
+      ropeBaseScale: 4,
+      kvCache: 'bf16',
+    });
   });
 
   it('benches each length cold, with the text repeated or cut', async () => {
@@ -179,6 +190,10 @@ describe('engine/jobs', () => {
   it('makes a new session for another size or thread count, a new model for a changed file', async () => {
     await run(score());
     await run(score({ model: { ...model(), threads: 2 } }));
+    await run(score({ model: { ...model(), threads: 2, kvCache: 'q8' } }));
+    assert.deepEqual(fake.calls.splice(6), ['dispose session', 'createSession', 'score']);
+    await run(score({ model: { ...model(), threads: 2 } }));
+    fake.calls.splice(6);
     assert.deepEqual(fake.calls.slice(3), ['dispose session', 'createSession', 'score']);
     utimesSync(modelPath, 1, 1);
     await run(score({ model: { ...model(), threads: 2 } }));
@@ -196,7 +211,22 @@ describe('engine/jobs', () => {
     const error = await fail(score());
     assert.equal(error.code, 'notEnoughMemory');
     assert.match(error.message, /context of 4000 tokens needs .*are available/);
-    assert.match(error.action, /2048 tokens or less/);
+    assert.equal(
+      error.action,
+      'Use a context of 2048 tokens or less, or keep the KV cache as q8 with a context of 3072 or ' +
+        'less, or free memory.',
+    );
+    fake.settings.largestContextTokens = 3000;
+    assert.match(
+      (await fail(score())).action,
+      /3000 tokens or less, or keep the KV cache as q8, or/,
+    );
+    const q8 = { ...model(), kvCache: 'q8' as const };
+    fake.settings.largestContextTokens = 2000;
+    assert.match(
+      (await fail(score({ model: q8 }))).action,
+      /^Use .* 3000 tokens .*, or free memory/,
+    );
     fake.settings.largestContextTokens = 0;
     assert.match((await fail(score())).action, /smaller model/);
     assert.ok(!fake.calls.includes('createSession'));
@@ -211,6 +241,7 @@ describe('engine/jobs', () => {
     assert.equal((await of({ contextTokens: 10_000 })).code, 'invalidParams');
     assert.equal((await of({ contextTokens: 1000 })).code, 'promptTooLong');
     assert.equal((await of({ threads: -1 })).code, 'invalidParams');
+    assert.match((await of({ kvCache: 'q4' })).message, /kvCache = q4 .* bf16, q8/);
     utimesSync(modelPath, 1, 1);
     fake.settings.openError = Object.assign(new Error('cut off'), {
       code: 'truncatedGguf',

@@ -69,7 +69,7 @@ export class ScriptedChild {
 /** An ask request whose question is a script. */
 export function script(question: string): Omit<AskRequest, 'type' | 'sessionId' | 'requestId'> {
   return {
-    model: { path: '/m.gguf', device: 'auto', threads: 0, contextTokens: 0 },
+    model: { path: '/m.gguf', device: 'auto', threads: 0, contextTokens: 0, kvCache: 'bf16' },
     params: { ...defaultParams },
     workspace: { folders: [], unsaved: {}, budgetTokens: 0, strict: false },
     chat: [],
