@@ -274,8 +274,9 @@ cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* works
   return withContext(chunk, tensors, workspace, stream,
                      [&](const LaunchContext& context, bool sparse) {
                        if (!sparse) return cudaSuccess;
-                       if (chunk.shape.headDim != 64 && chunk.shape.headDim != 128) return cudaErrorNotSupported;
-        const bool wgmma = takesWgmma(context, path);
+                       if (chunk.shape.headDim != 64 && chunk.shape.headDim != 128)
+                         return cudaErrorNotSupported;
+                       const bool wgmma = takesWgmma(context, path);
                        if (chunk.options.policy == Policy::mass) {
                          return wgmma ? launchMassesWgmma(context) : launchMassesMmaSync(context);
                        }

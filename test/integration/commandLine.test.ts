@@ -202,7 +202,7 @@ describe('integration: command line with a real model', function () {
     const text = path.join(folder(), 'long');
     writeFileSync(text, 'All work and no play makes a long text.\n'.repeat(400));
     const flags = ['--text', text, '--model', model, '--tokens', '600,3000', '--tail', '64'];
-    const running = startCli(['evaluate', ...flags, '--json']);
+    const running = startCli(['evaluate', ...flags, '--policy', 'peak', '--json']);
     await running.said(/1 of 8: /);
     running.process.kill('SIGINT');
     const { status, stdout } = await running.finished;

@@ -30,7 +30,8 @@ __device__ int exclusiveSum(int value, int& total) {
   return prefix + inclusive - value;
 }
 
-// Sums of kCount values of each thread, as Total; in shared memory until the next call. Three syncs.
+// Sums of kCount values of each thread, as Total; in shared memory until the next call. Three
+// syncs.
 template <class Total, int kThreads, int kCount, class T>
 __device__ const Total* blockSums(const T (&values)[kCount]) {
   __shared__ Total warpSums[kThreads / 32][kCount];

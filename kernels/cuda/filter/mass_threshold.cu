@@ -31,8 +31,7 @@ struct CutInterval {
 // One pass over `count` masses; `below` is the mass of columns that are left and not among them.
 // Pivot i of 1 to 15 is first + i * step, at most interval.high.
 __device__ __forceinline__ void narrow(CutInterval& interval, const float* masses, int count,
-                                       double below, double budget, uint32_t first,
-                                       uint32_t step) {
+                                       double below, double budget, uint32_t first, uint32_t step) {
   float sums[kPivots] = {};
   uint32_t pivots[kPivots];
 #pragma unroll
@@ -82,8 +81,9 @@ __device__ int gather(float* target, const float* masses, int count, CutInterval
 }
 
 // Block (head, segment).
-__global__ __launch_bounds__(kThreads, 2) void massThreshold(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace, double alpha) {
+__global__ __launch_bounds__(kThreads,
+                             2) void massThreshold(const __grid_constant__ ChunkLayout layout,
+                                                   const Workspace workspace, double alpha) {
   __shared__ float gathered[kGathered];
   const int head = blockIdx.x;
   const SegmentLayout& segment = layout.segments[gridDim.y - 1 - blockIdx.y];

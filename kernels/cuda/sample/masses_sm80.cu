@@ -19,9 +19,10 @@ struct SharedMemoryPlan {
 };
 
 template <class T, int kDim>
-__global__ __launch_bounds__(kThreads) void columnMasses(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace, const T* queries,
-    const T* keys, int64_t capacityRows, float scaleLog2) {
+__global__ __launch_bounds__(kThreads) void columnMasses(const __grid_constant__ ChunkLayout layout,
+                                                         const Workspace workspace,
+                                                         const T* queries, const T* keys,
+                                                         int64_t capacityRows, float scaleLog2) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   auto& shared = *reinterpret_cast<SharedMemoryPlan<T, kDim>*>(sharedBytes);
   constexpr int kPieces = kDim / 8;
@@ -76,8 +77,8 @@ __global__ __launch_bounds__(kThreads) void columnMasses(
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       loadMatrix4(a[m][k],
-                  sharedAddress(shared.keys) + tileOffset<kDim, kKeys>(
-                                                   warp * 32 + m * 16 + lane % 16, k * 2 + lane / 16));
+                  sharedAddress(shared.keys) +
+                      tileOffset<kDim, kKeys>(warp * 32 + m * 16 + lane % 16, k * 2 + lane / 16));
     }
   }
   const int myBlock = firstBlock + warp / 4;
@@ -151,12 +152,11 @@ cudaError_t launch(const LaunchContext& context) {
   constexpr int kBytes = sizeof(SharedMemoryPlan<T, kDim>);
   if (error == cudaSuccess) error = allowShared(columnMasses<T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
-  columnMasses<T, kDim>
-      <<<dim3((mostBlocks + 1) / 2, layout.kvHeads, layout.segmentCount), kThreads, kBytes,
-         context.stream>>>(layout, context.workspace,
-                           static_cast<const T*>(context.tensors.queries),
-                           static_cast<const T*>(context.tensors.keys),
-                           context.tensors.capacityRows, context.tensors.scale * kLog2E);
+  columnMasses<T, kDim><<<dim3((mostBlocks + 1) / 2, layout.kvHeads, layout.segmentCount), kThreads,
+                          kBytes, context.stream>>>(
+      layout, context.workspace, static_cast<const T*>(context.tensors.queries),
+      static_cast<const T*>(context.tensors.keys), context.tensors.capacityRows,
+      context.tensors.scale * kLog2E);
   return cudaGetLastError();
 }
 

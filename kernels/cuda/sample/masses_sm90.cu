@@ -114,8 +114,7 @@ __global__ __launch_bounds__(kThreads, 1) void logSums(const __grid_constant__ C
   if (int(blockIdx.x) * 2 >= tiles) return;
   const int kvHead = blockIdx.y;
   // The first tile of the pair has the later rows.
-  const int lastPosition =
-      voterPosition(segment, int(blockIdx.x) * 2 / layout.group * kRows);
+  const int lastPosition = voterPosition(segment, int(blockIdx.x) * 2 / layout.group * kRows);
   const int keyTiles = lastPosition / kRows + 1;
   const T* headKeys = keys + int64_t(kvHead) * capacityRows * kDim;
   startBarriers(shared);
@@ -145,8 +144,9 @@ __global__ __launch_bounds__(kThreads, 1) void logSums(const __grid_constant__ C
   const int count = tile < tiles ? min(kRows, segment.voters - firstVoter) : 0;
   if (consumer == 1) namedBarrierArrive(kTurn, kConsumerThreads);
 
-  const EvenRows<T> rows =
-      count > 0 ? voterQueries(layout, segment, queries, head, kDim, firstVoter) : EvenRows<T>{queries, 0};
+  const EvenRows<T> rows = count > 0
+                               ? voterQueries(layout, segment, queries, head, kDim, firstVoter)
+                               : EvenRows<T>{queries, 0};
   copyRows<T, kDim>(shared.held[consumer], rows, count);
   copyAsyncCommit();
   float base = 0.0f;
@@ -170,7 +170,8 @@ __global__ __launch_bounds__(kThreads, 1) void logSums(const __grid_constant__ C
     bases[half][1] = shared.bases[consumer][half * kHalfRows + myRow + 8];
   }
   // Tiles from here on hold columns that some row of this consumer must not see.
-  const int firstMasked = count > 0 ? (voterPosition(segment, firstVoter + count - 1) + 1) / kRows : 0;
+  const int firstMasked =
+      count > 0 ? (voterPosition(segment, firstVoter + count - 1) + 1) / kRows : 0;
 
   float scores[2][64];
   for (int keyTile = 0; keyTile < keyTiles; ++keyTile) {
@@ -230,10 +231,12 @@ struct MassSchedule {
 
 // Block (range of keys, KV head, segment).
 template <class T, int kDim>
-__global__ __launch_bounds__(kThreads, 1) void columnMasses(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
-    const MassSchedule schedule, const T* queries, const T* keys, int64_t capacityRows,
-    float scaleLog2) {
+__global__ __launch_bounds__(kThreads,
+                             1) void columnMasses(const __grid_constant__ ChunkLayout layout,
+                                                  const Workspace workspace,
+                                                  const MassSchedule schedule, const T* queries,
+                                                  const T* keys, int64_t capacityRows,
+                                                  float scaleLog2) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   auto& shared = *reinterpret_cast<SharedMemoryPlan<T, kDim>*>(sharedBytes);
   constexpr int kStages = SharedMemoryPlan<T, kDim>::kStages;
@@ -324,7 +327,8 @@ __global__ __launch_bounds__(kThreads, 1) void columnMasses(
 #pragma unroll
               for (int j = 0; j < 16; ++j) {
                 const int voter = j * 8 + lane % 4 * 2;
-                float2 logSum = *reinterpret_cast<const float2*>(shared.logSums[ring.stage] + voter);
+                float2 logSum =
+                    *reinterpret_cast<const float2*>(shared.logSums[ring.stage] + voter);
                 if (partial) {
                   if (myBlock >= shared.remoteBlocks[ring.stage][voter]) logSum.x = INFINITY;
                   if (myBlock >= shared.remoteBlocks[ring.stage][voter + 1]) logSum.y = INFINITY;
@@ -400,15 +404,14 @@ cudaError_t launch(const LaunchContext& context) {
   const auto* keys = static_cast<const T*>(context.tensors.keys);
   const float scaleLog2 = context.tensors.scale * kLog2E;
   logSums<T, kDim><<<dim3((mostTiles * layout.group + 1) / 2, layout.kvHeads, layout.segmentCount),
-                     kThreads, kBytes, context.stream>>>(
-      layout, context.workspace, queries, keys, context.tensors.capacityRows, scaleLog2);
+                     kThreads, kBytes, context.stream>>>(layout, context.workspace, queries, keys,
+                                                         context.tensors.capacityRows, scaleLog2);
   error = cudaGetLastError();
   if (error == cudaSuccess) error = launchVoterLogSums(context, true);
   if (error != cudaSuccess) return error;
-  columnMasses<T, kDim>
-      <<<dim3(schedule.ranges, layout.kvHeads, layout.segmentCount), kThreads, kBytes,
-         context.stream>>>(layout, context.workspace, schedule, queries, keys,
-                           context.tensors.capacityRows, scaleLog2);
+  columnMasses<T, kDim><<<dim3(schedule.ranges, layout.kvHeads, layout.segmentCount), kThreads,
+                          kBytes, context.stream>>>(layout, context.workspace, schedule, queries,
+                                                    keys, context.tensors.capacityRows, scaleLog2);
   return cudaGetLastError();
 }
 

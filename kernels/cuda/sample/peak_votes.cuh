@@ -134,9 +134,10 @@ __device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLay
     const int voter = voterOf(tile, packed % kVoterTile);
     const bool valid = voter < segment.voters;
     thresholds[packed] =
-        valid ? workspace
-                    .voterValues[segment.voterBegin + int64_t(headOf(tile)) * segment.voters + voter]
-              : INFINITY;
+        valid
+            ? workspace
+                  .voterValues[segment.voterBegin + int64_t(headOf(tile)) * segment.voters + voter]
+            : INFINITY;
     const int row = segment.end - 1 - voter * segment.stride;
     remoteBlocks[packed] =
         valid ? static_cast<int>(windowStart(row, segment.windowTokens) / kTileRows) : 0;

@@ -21,8 +21,9 @@ __device__ __forceinline__ void loadRowFragments(RowFragments<kDims>& a, uint32_
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int k = 0; k < kDims / 16; ++k) {
-      loadMatrix4(a[half][k], tile + tileOffset<kDims, 128>(
-                                         half * kHalfRows + warp * 16 + lane % 16, k * 2 + lane / 16));
+      loadMatrix4(a[half][k],
+                  tile + tileOffset<kDims, 128>(half * kHalfRows + warp * 16 + lane % 16,
+                                                k * 2 + lane / 16));
     }
   }
 }
