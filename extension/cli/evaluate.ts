@@ -34,12 +34,10 @@ export async function prepareEvaluate(args: Arguments, run: CommandRun): Promise
   }
 
   const lengths = lengthsOf(args);
-  const shortest = Math.min(...lengths.map(({ tokens }) => tokens));
-  const defaultTails = Math.min(defaultTail, Math.floor(shortest / 2));
   const body = {
     lengths,
     settings: settingsOf(args),
-    tails: distinct(args.integers('tail', 2, shortest - 1, `${defaultTails}`)),
+    tails: tailsOf(args, lengths),
     probe: args.has('probe'),
   };
   const files = args.texts('text');
@@ -66,7 +64,7 @@ export async function prepareEvaluate(args: Arguments, run: CommandRun): Promise
       );
       return 0;
     } catch (error) {
-      if (partial.rows.length === 0) throw error;
+      if (partial.rows.length + partial.probes.length === 0) throw error;
       await writePlot(partial);
       return run.printPartial(partial, evaluationText(partial), error);
     }
@@ -115,6 +113,16 @@ function lengthsOf(args: Arguments): EvaluationLength[] {
     else args.fail(`--rope-base-scale ${item}: ${count} is not one of the --tokens`);
   }
   return counts.map((tokens) => ({ tokens, ropeBaseScale: scales.get(tokens) ?? general }));
+}
+
+function tailsOf(args: Arguments, lengths: EvaluationLength[]): number[] {
+  const shortest = Math.min(...lengths.map(({ tokens }) => tokens));
+  if (args.text('tail') === '0') {
+    if (!args.has('probe')) args.fail('--tail 0 leaves nothing to measure without --probe');
+    return [];
+  }
+  const usual = Math.min(defaultTail, Math.floor(shortest / 2));
+  return distinct(args.integers('tail', 2, shortest - 1, `${usual}`));
 }
 
 /** With `--from`, `--tokens`, `--tail` and `--policy` choose what is shown. */

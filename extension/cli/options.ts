@@ -163,7 +163,8 @@ export const commands: readonly Command[] = [
       {
         name: 'tail',
         value: 'N[,N...]',
-        description: 'last tokens, scored and dense (default 1024, or half of a shorter length)',
+        description:
+          'last tokens, scored and dense (default 1024, or half of a shorter length); 0 = only --probe',
       },
       {
         name: 'policy',

@@ -25,7 +25,7 @@ export interface EvaluationPlan {
   texts: EvaluationText[];
   lengths: EvaluationLength[];
   settings: EvaluationSetting[];
-  /** Last tokens that are scored; they attend densely and do not vote. */
+  /** Last tokens that are scored; they attend densely and do not vote. None: planted values alone. */
   tails: number[];
   /** Also plant values in the texts and ask for them. */
   probe: boolean;

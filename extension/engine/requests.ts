@@ -38,9 +38,10 @@ export function requireValidRequest(request: JobRequest): void {
   }
 }
 
-function requireValidPlan({ texts, lengths, settings, tails }: EvaluationPlan): void {
+function requireValidPlan({ texts, lengths, settings, tails, probe }: EvaluationPlan): void {
   for (const [name, list] of Object.entries({ texts, lengths, tails })) {
-    if (list.length === 0) throw invalidParams(`No ${name} are given.`);
+    if (list.length === 0 && !(probe && list === tails))
+      throw invalidParams(`No ${name} are given.`);
   }
   settings.forEach(({ params }) => requireValidParams(params));
   for (const { tokens, ropeBaseScale } of lengths) {

@@ -163,6 +163,8 @@ describe('cli/evaluate', () => {
     assert.deepEqual(asked[0]!.lengths, [{ tokens: 8192, ropeBaseScale: 2 }]);
     await cli('--text', 'a.py', '--tokens', '300');
     assert.deepEqual(asked[1]!.tails, [150]);
+    await measure('--tail', '0', '--probe');
+    assert.deepEqual(asked[2]!.tails, []);
   });
 
   it('calls wrong usage wrong', async () => {
@@ -174,6 +176,7 @@ describe('cli/evaluate', () => {
       ['--text a.py --tokens 8192 --policy peak --epsilon .1,2', /epsilon = 2/],
       ['--text a.py --tokens 8192 --policy mass --alpha 0', /alpha = 0/],
       ['--text a.py --tokens 8192 --tail 8192', /--tail 8192 .*2 to 8191/],
+      ['--text a.py --tokens 8192 --tail 0', /--tail 0 .*without --probe/],
       ['--text a.py --tokens 8192 --rope-base-scale 4096:2', /4096 is not one of the --tokens/],
       ['--text a.py --tokens 8192 --rope-base-scale 8192:0', /0 is outside/],
       ['--text a.py --tokens 8192 --segment-rows 300', /segmentRows = 300/],

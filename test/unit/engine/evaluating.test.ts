@@ -150,6 +150,8 @@ describe('engine/evaluating', () => {
     }
     const told = events.filter((event) => event.type === 'evaluated');
     assert.equal(told.at(-1)!.done, told.at(-1)!.total);
+    const alone = await resultOf(request({ probe: true, tails: [] }));
+    assert.deepEqual([alone.rows, alone.probes], [[], probes]);
   });
 
   it('refuses a plan that cannot be run before anything is measured', async () => {
