@@ -20,7 +20,7 @@ export interface Model {
   problem: string | null;
 }
 
-const runnableArchitectures = ['llama'];
+const runnableArchitectures = ['llama', 'qwen2', 'qwen3', 'internlm2', 'chatglm', 'glm4'];
 
 /** Folders deeper than this below a place are not models: Hugging Face's are at 4. */
 const deepestFolder = 6;

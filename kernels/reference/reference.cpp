@@ -60,7 +60,8 @@ std::vector<bool> attended(const AttentionTask& task, const Kept& kept, int64_t 
 }  // namespace
 
 std::vector<double> peaks(const AttentionTask& task, int32_t head) {
-  const DimRanges dims = scoreDimRanges(task.params->scoreDims, task.ropeStyle, task.kv.headDim);
+  const DimRanges dims =
+      scoreDimRanges(task.params->scoreDims, task.ropeStyle, task.kv.headDim, task.rotatedDims);
   std::vector<double> result(static_cast<size_t>(task.segment.end), -kInfinity);
   for (const int64_t row : votingRows(task.segment)) {
     const std::vector<double> exact = scores(task, head, row);

@@ -27,12 +27,19 @@ struct DimRanges {
 
 constexpr DimRanges allDims(int32_t headDim) { return {{{{0, headDim}, {headDim, headDim}}}}; }
 
-// Pairs turn slower as their index grows, also after rope_freqs and YaRN, so the slower half of the
-// pairs is the second half of each run of pairs. headDim is a multiple of 4, all of it rotated.
-constexpr DimRanges scoreDimRanges(ScoreDims dims, RopeStyle style, int32_t headDim) {
+// Pairs turn slower as their index grows, also after frequency factors and YaRN, and dimensions
+// that are not rotated do not turn at all. So the slower half is, from the end of the head: the
+// dimensions beyond `rotatedDims`, then the last of each run of pairs. headDim is a multiple of 4,
+// rotatedDims even; 0 = the whole head.
+constexpr DimRanges scoreDimRanges(ScoreDims dims, RopeStyle style, int32_t headDim,
+                                   int32_t rotatedDims = 0) {
   if (dims == ScoreDims::all) return allDims(headDim);
-  if (style == RopeStyle::interleaved) return {{{{headDim / 2, headDim}, {headDim, headDim}}}};
-  return {{{{headDim / 4, headDim / 2}, {headDim / 4 * 3, headDim}}}};
+  if (rotatedDims == 0) rotatedDims = headDim;
+  const int32_t slowPairs = (2 * rotatedDims - headDim) / 4;
+  if (style == RopeStyle::interleaved || slowPairs <= 0)
+    return {{{{headDim / 2, headDim}, {headDim, headDim}}}};
+  const int32_t half = rotatedDims / 2;
+  return {{{{half - slowPairs, half}, {rotatedDims - slowPairs, headDim}}}};
 }
 
 }  // namespace longsight

@@ -91,6 +91,8 @@ struct AttentionTask {
   // First row whose output is wanted (the last layer needs only some); voters still vote.
   int64_t outputBegin = 0;
   RopeStyle ropeStyle = RopeStyle::interleaved;
+  // The first dimensions of a head, which RoPE turned; 0 = all.
+  int32_t rotatedDims = 0;
   // Null: memory is allocated for this call alone.
   AttentionScratch* scratch = nullptr;
 };

@@ -51,7 +51,7 @@ CpuBackend::CpuBackend(std::shared_ptr<const Weights> weights, KvType kvCache, i
       pool_(threads),
       activations_(weights_->spec()),
       layers_(weights_, activations_, pool_,
-              static_cast<float>(weights_->spec().ropeBase * ropeBaseScale)) {}
+              static_cast<float>(weights_->spec().rope.base * ropeBaseScale), capacityRows) {}
 
 uint64_t CpuBackend::scratchBytes() const {
   return activations_.bytes() + attentionScratch_.bytes() + layers_.scratchBytes();
@@ -94,6 +94,8 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
   task.kv = cache_.layer(layer);
   task.scale = spec().attentionScale;
   task.outputBegin = outputBegin;
+  task.ropeStyle = spec().rope.style;
+  task.rotatedDims = spec().rope.rotatedDims;
   task.scratch = &attentionScratch_;
   return runAttention(task, pool_, cancel, heads);
 }

@@ -73,30 +73,4 @@ void swiglu(float* gate, const float* up, const float* gateBias, const float* up
     for (int64_t i = 0; i < width; ++i) gate[i] *= up[i];
 }
 
-Rope::Rope(int32_t headDim, float base, float scale, const float* factors)
-    : headDim_(headDim),
-      step_(std::pow(base, -2.0f / static_cast<float>(headDim))),
-      scale_(scale),
-      factors_(static_cast<size_t>(headDim / 2), 1.0f) {
-  if (factors) factors_.assign(factors, factors + headDim / 2);
-}
-
-void Rope::angles(int64_t position, float* out) const {
-  auto theta = static_cast<float>(position);
-  for (int32_t pair = 0; pair < headDim_ / 2; ++pair) {
-    const float angle = scale_ * (theta / factors_[static_cast<size_t>(pair)]);
-    out[2 * pair] = std::cos(angle);
-    out[2 * pair + 1] = std::sin(angle);
-    theta *= step_;
-  }
-}
-
-void Rope::rotate(float* head, const float* angles, int32_t headDim) {
-  for (int32_t i = 0; i < headDim; i += 2) {
-    const float x = head[i], y = head[i + 1], cosine = angles[i], sine = angles[i + 1];
-    head[i] = x * cosine - y * sine;
-    head[i + 1] = x * sine + y * cosine;
-  }
-}
-
 }  // namespace longsight

@@ -24,7 +24,7 @@ SegmentRun::SegmentRun(const AttentionTask& task, AttentionScratch::State& scrat
       firstTile_(task.segment.begin / kTileRows),
       lastTile_((task.segment.end - 1) / kTileRows),
       scoreDims_(scoreDimRanges(usesMass() ? ScoreDims::all : task.params->scoreDims,
-                                task.ropeStyle, task.kv.headDim)),
+                                task.ropeStyle, task.kv.headDim, task.rotatedDims)),
       voters_(votingRows(task.segment)),
       audits_(auditRows(task.segment, *task.params)) {
   if (!task.segment.dense) remoteEnd_ = windowOf(task.segment.end - 1);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/pointwise.h"
 #include "ggml.h"
 
 namespace longsight {
@@ -10,32 +11,25 @@ namespace {
 // Rows that a thread takes at a time: enough to pay for handing them out.
 constexpr int64_t kRowsAtOnce = 8;
 
-WeightView viewOf(const ggml_tensor* matrix) {
-  return {matrix->data, matrix->type, matrix->ne[1], matrix->ne[0]};
-}
-
-const float* valuesOf(const ggml_tensor* vector) {
-  return vector ? static_cast<const float*>(vector->data) : nullptr;
-}
-
 int64_t widestInput(const ModelSpec& spec) {
   return std::max<int64_t>({spec.embedding, spec.feedForward, int64_t{spec.heads} * spec.headDim});
 }
 
 int64_t floatsPerRow(const ModelSpec& spec) {
   return 2 * int64_t{spec.embedding} + 2 * int64_t{spec.feedForward} +
-         2 * int64_t{spec.kvHeads} * spec.headDim + spec.headDim;
+         2 * int64_t{spec.kvHeads} * spec.headDim + spec.rope.rotatedDims;
 }
 
 }  // namespace
 
 TransformerLayers::TransformerLayers(std::shared_ptr<const Weights> weights,
-                                     Activations& activations, ThreadPool& pool, float ropeBase)
+                                     Activations& activations, ThreadPool& pool, float ropeBase,
+                                     int64_t contextTokens)
     : weights_(std::move(weights)),
       spec_(weights_->spec()),
       activations_(activations),
       pool_(pool),
-      rope_(spec_.headDim, ropeBase, spec_.ropeScale, valuesOf(weights_->ropeFactors())),
+      rope_(spec_.rope, ropeBase, weights_->ropeFactors(contextTokens)),
       scratch_(kBlockRows, widestInput(spec_), pool.threads()),
       dots_(widestInput(spec_)) {
   const auto rows = static_cast<size_t>(kBlockRows);
@@ -46,7 +40,7 @@ TransformerLayers::TransformerLayers(std::shared_ptr<const Weights> weights,
   up_.resize(rows * static_cast<size_t>(spec_.feedForward));
   keys_.resize(rows * keyWidth);
   values_.resize(rows * keyWidth);
-  angles_.resize(rows * static_cast<size_t>(spec_.headDim));
+  angles_.resize(rows * static_cast<size_t>(rope_.angleCount()));
 }
 
 uint64_t TransformerLayers::scratchBytes() const {
@@ -87,42 +81,55 @@ bool TransformerLayers::front(const RowBlock& block, int32_t layer, const KvCach
   const int64_t queryWidth = activations_.queryWidth();
 
   forRows(block, [&](int64_t row, int64_t i) {
-    rmsNorm(activations_.residual(row), valuesOf(w.attentionNorm), spec_.normEpsilon,
+    rmsNorm(activations_.residual(row), w[Norm::attention], spec_.normEpsilon,
             normed_.data() + i * width, width);
-    rope_.angles(block.position + row, angles_.data() + i * headDim);
+    rope_.angles(block.position + row, angles_.data() + i * rope_.angleCount());
   });
+  const Linear& query = w[Matrix::query];
+  const Linear& key = w[Matrix::key];
+  const Linear& value = w[Matrix::value];
   LinearOutput outputs[3] = {
-      {viewOf(w.key), keys_.data(), keyWidth},
-      {viewOf(w.value), values_.data(), keyWidth},
-      {viewOf(w.query), wantQueries ? activations_.queries(block.begin) : nullptr, queryWidth}};
+      {key.matrix, keys_.data(), keyWidth},
+      {value.matrix, values_.data(), keyWidth},
+      {query.matrix, wantQueries ? activations_.queries(block.begin) : nullptr, queryWidth}};
   if (!product(normed_.data(), block.rows(), std::span(outputs).first(wantQueries ? 3 : 2), cancel))
     return false;
 
   const KvLayer kv = cache.layer(layer);
-  const float* queryBias = valuesOf(w.queryBias);
-  const float* keyBias = valuesOf(w.keyBias);
-  const float* valueBias = valuesOf(w.valueBias);
   auto addBias = [](float* x, const float* bias, int64_t count) {
     if (bias) addTo(x, bias, nullptr, count);
   };
+  auto turn = [&](float* head, const float* norm, const float* angles) {
+    if (norm) rmsNorm(head, norm, spec_.normEpsilon, head, headDim);
+    rope_.rotate(head, angles);
+  };
   forRows(block, [&](int64_t row, int64_t i) {
-    const float* angles = angles_.data() + i * headDim;
+    const float* angles = angles_.data() + i * rope_.angleCount();
     float* keys = keys_.data() + i * keyWidth;
     float* values = values_.data() + i * keyWidth;
-    addBias(keys, keyBias, keyWidth);
-    addBias(values, valueBias, keyWidth);
+    addBias(keys, key.bias, keyWidth);
+    addBias(values, value.bias, keyWidth);
     for (int32_t head = 0; head < spec_.kvHeads; ++head) {
-      float* key = keys + int64_t{head} * headDim;
-      Rope::rotate(key, angles, headDim);
-      kv.store(head, block.position + row, key, values + int64_t{head} * headDim);
+      float* keyHead = keys + int64_t{head} * headDim;
+      turn(keyHead, w[Norm::key], angles);
+      kv.store(head, block.position + row, keyHead, values + int64_t{head} * headDim);
     }
     if (!wantQueries) return;
     float* queries = activations_.queries(row);
-    addBias(queries, queryBias, queryWidth);
+    addBias(queries, query.bias, queryWidth);
     for (int32_t head = 0; head < spec_.heads; ++head)
-      Rope::rotate(queries + int64_t{head} * headDim, angles, headDim);
+      turn(queries + int64_t{head} * headDim, w[Norm::query], angles);
   });
   return true;
+}
+
+// x += y + bias, or norm(y + bias) where the architecture norms what a block adds; y is used up.
+void TransformerLayers::addBlock(float* x, float* y, const float* bias, const float* norm) const {
+  const int64_t width = spec_.embedding;
+  if (!norm) return addTo(x, y, bias, width);
+  if (bias) addTo(y, bias, nullptr, width);
+  rmsNorm(y, norm, spec_.normEpsilon, y, width);
+  addTo(x, y, nullptr, width);
 }
 
 bool TransformerLayers::back(const RowBlock& block, int32_t layer, const CancelFlag& cancel) {
@@ -131,35 +138,40 @@ bool TransformerLayers::back(const RowBlock& block, int32_t layer, const CancelF
   const int64_t inner = spec_.feedForward;
   const int64_t rows = block.rows();
 
-  const LinearOutput projection = {viewOf(w.attentionOutput), projected_.data(), width};
+  const Linear& attentionOutput = w[Matrix::attentionOutput];
+  const LinearOutput projection = {attentionOutput.matrix, projected_.data(), width};
   if (!product(activations_.attention(block.begin), rows, {&projection, 1}, cancel)) return false;
   forRows(block, [&](int64_t row, int64_t i) {
     float* x = activations_.residual(row);
-    addTo(x, projected_.data() + i * width, valuesOf(w.attentionOutputBias), width);
-    rmsNorm(x, valuesOf(w.feedForwardNorm), spec_.normEpsilon, normed_.data() + i * width, width);
+    addBlock(x, projected_.data() + i * width, attentionOutput.bias, w[Norm::attentionOutput]);
+    rmsNorm(x, w[Norm::feedForward], spec_.normEpsilon, normed_.data() + i * width, width);
   });
-  const LinearOutput outputs[2] = {{viewOf(w.gate), gate_.data(), inner},
-                                   {viewOf(w.up), up_.data(), inner}};
+  const Linear& gate = w[Matrix::gate];
+  const Linear& up = w[Matrix::up];
+  const LinearOutput outputs[2] = {{gate.matrix, gate_.data(), inner},
+                                   {up.matrix, up_.data(), inner}};
   if (!product(normed_.data(), rows, outputs, cancel)) return false;
   forRows(block, [&](int64_t, int64_t i) {
-    swiglu(gate_.data() + i * inner, up_.data() + i * inner, valuesOf(w.gateBias),
-           valuesOf(w.upBias), inner);
+    swiglu(gate_.data() + i * inner, up_.data() + i * inner, gate.bias, up.bias, inner);
   });
-  const LinearOutput down = {viewOf(w.down), projected_.data(), width};
-  if (!product(gate_.data(), rows, {&down, 1}, cancel)) return false;
+  const Linear& down = w[Matrix::down];
+  const LinearOutput shrunk = {down.matrix, projected_.data(), width};
+  if (!product(gate_.data(), rows, {&shrunk, 1}, cancel)) return false;
   forRows(block, [&](int64_t row, int64_t i) {
-    addTo(activations_.residual(row), projected_.data() + i * width, valuesOf(w.downBias), width);
+    addBlock(activations_.residual(row), projected_.data() + i * width, down.bias,
+             w[Norm::feedForwardOutput]);
   });
   return true;
 }
 
 bool TransformerLayers::embed(const RowBlock& block, std::span<const int32_t> tokens,
                               const KvCache& cache, bool wantQueries, const CancelFlag& cancel) {
-  const ggml_tensor* table = weights_->tokenEmbedding();
-  const ggml_to_float_t expand = ggml_get_type_traits(table->type)->to_float;
+  const WeightView& table = weights_->tokenEmbedding();
+  const ggml_to_float_t expand = ggml_get_type_traits(table.type)->to_float;
+  const size_t rowBytes = ggml_row_size(table.type, table.columns);
   forRows(block, [&](int64_t row, int64_t i) {
-    const auto* source = static_cast<const uint8_t*>(table->data) +
-                         static_cast<size_t>(tokens[static_cast<size_t>(i)]) * table->nb[1];
+    const auto* source = static_cast<const uint8_t*>(table.data) +
+                         static_cast<size_t>(tokens[static_cast<size_t>(i)]) * rowBytes;
     float* target = activations_.residual(row);
     if (expand)
       expand(source, target, spec_.embedding);
@@ -178,15 +190,20 @@ bool TransformerLayers::finish(const RowBlock& block, const CancelFlag& cancel) 
   if (!back(block, spec_.layers - 1, cancel)) return false;
   forRows(block, [&](int64_t row, int64_t) {
     float* x = activations_.residual(row);
-    rmsNorm(x, valuesOf(weights_->outputNorm()), spec_.normEpsilon, x, spec_.embedding);
+    rmsNorm(x, weights_->outputNorm(), spec_.normEpsilon, x, spec_.embedding);
   });
   return true;
 }
 
 bool TransformerLayers::logits(const float* states, int64_t rows, float* out,
                                const CancelFlag& cancel) {
-  const LinearOutput head = {viewOf(weights_->output()), out, spec_.vocabulary};
-  return product(states, rows, {&head, 1}, cancel);
+  const Linear& output = weights_->output();
+  const LinearOutput head = {output.matrix, out, spec_.vocabulary};
+  if (!product(states, rows, {&head, 1}, cancel)) return false;
+  if (output.bias)
+    for (int64_t row = 0; row < rows; ++row)
+      addTo(out + row * spec_.vocabulary, output.bias, nullptr, spec_.vocabulary);
+  return true;
 }
 
 }  // namespace longsight

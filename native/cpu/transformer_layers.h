@@ -11,7 +11,7 @@
 #include "cpu/cancel_flag.h"
 #include "cpu/dot_products.h"
 #include "cpu/kv_cache.h"
-#include "cpu/pointwise.h"
+#include "cpu/rope.h"
 #include "cpu/thread_pool.h"
 #include "cpu/weights.h"
 #include "kernels/cpu/linear/linear.h"
@@ -23,8 +23,9 @@ class TransformerLayers {
   // Rows of a block at most; below about this the expansion of weights begins to cost.
   static constexpr int64_t kBlockRows = 512;
 
+  // contextTokens: the most that the cache holds.
   TransformerLayers(std::shared_ptr<const Weights> weights, Activations& activations,
-                    ThreadPool& pool, float ropeBase);
+                    ThreadPool& pool, float ropeBase, int64_t contextTokens);
 
   // Embeds `tokens` (one a row of the block) into the residual stream. Then the front of layer 0,
   // as below. All return false when cancelled.
@@ -48,6 +49,7 @@ class TransformerLayers {
   bool back(const RowBlock& block, int32_t layer, const CancelFlag& cancel);
   bool product(const float* input, int64_t rows, std::span<const LinearOutput> outputs,
                const CancelFlag& cancel);
+  void addBlock(float* x, float* y, const float* bias, const float* norm) const;
   template <typename Body>
   void forRows(const RowBlock& block, const Body& body);
 

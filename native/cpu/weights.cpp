@@ -111,32 +111,50 @@ std::vector<std::span<const std::byte>> Weights::contents() const {
   return parts;
 }
 
+const float* Weights::vector(const std::string& name) const {
+  const ggml_tensor* tensor = ggml_get_tensor(context_, name.c_str());
+  return tensor ? static_cast<const float*>(tensor->data) : nullptr;
+}
+
+WeightView Weights::matrix(const std::string& name) const {
+  const ggml_tensor* tensor = ggml_get_tensor(context_, name.c_str());
+  if (!tensor) return {};
+  return {tensor->data, tensor->type, tensor->ne[1], tensor->ne[0]};
+}
+
+const float* Weights::ropeFactors(int64_t contextTokens) const {
+  if (const float* factors = vector("rope_freqs.weight")) return factors;
+  return vector(contextTokens > spec_.rope.originalContextTokens ? "rope_factors_long.weight"
+                                                                 : "rope_factors_short.weight");
+}
+
 void Weights::bindNames() {
-  auto find = [&](const std::string& name) { return ggml_get_tensor(context_, name.c_str()); };
-  tokenEmbedding_ = find("token_embd.weight");
-  outputNorm_ = find("output_norm.weight");
-  output_ = find("output.weight");
-  if (!output_) output_ = tokenEmbedding_;
-  ropeFactors_ = find("rope_freqs.weight");
+  tokenEmbedding_ = matrix("token_embd.weight");
+  outputNorm_ = vector("output_norm.weight");
+  output_ = {matrix("output.weight"), vector("output.bias")};
+  if (!output_.matrix.data) output_.matrix = tokenEmbedding_;
   for (int32_t index = 0; index < spec_.layers; ++index) {
     const std::string prefix = "blk." + std::to_string(index) + ".";
     LayerWeights layer;
-    layer.attentionNorm = find(prefix + "attn_norm.weight");
-    layer.query = find(prefix + "attn_q.weight");
-    layer.key = find(prefix + "attn_k.weight");
-    layer.value = find(prefix + "attn_v.weight");
-    layer.attentionOutput = find(prefix + "attn_output.weight");
-    layer.feedForwardNorm = find(prefix + "ffn_norm.weight");
-    layer.gate = find(prefix + "ffn_gate.weight");
-    layer.up = find(prefix + "ffn_up.weight");
-    layer.down = find(prefix + "ffn_down.weight");
-    layer.queryBias = find(prefix + "attn_q.bias");
-    layer.keyBias = find(prefix + "attn_k.bias");
-    layer.valueBias = find(prefix + "attn_v.bias");
-    layer.attentionOutputBias = find(prefix + "attn_output.bias");
-    layer.gateBias = find(prefix + "ffn_gate.bias");
-    layer.upBias = find(prefix + "ffn_up.bias");
-    layer.downBias = find(prefix + "ffn_down.bias");
+    for (const NormTensor& tensor : spec_.layerTensors.norms)
+      layer.norms_[static_cast<size_t>(tensor.norm)] =
+          vector(prefix + std::string(tensor.name) + ".weight");
+    for (const MatrixTensor& tensor : spec_.layerTensors.matrices) {
+      const std::string name = prefix + std::string(tensor.name);
+      const WeightView whole = matrix(name + ".weight");
+      if (!whole.data) continue;
+      const float* bias = vector(name + ".bias");
+      int64_t row = 0;
+      for (const MatrixTensor::Part& part : tensor.parts) {
+        Linear& linear = layer.linears_[static_cast<size_t>(part.matrix)];
+        linear.matrix = whole;
+        linear.matrix.data = static_cast<const uint8_t*>(whole.data) +
+                             static_cast<size_t>(row) * ggml_row_size(whole.type, whole.columns);
+        linear.matrix.rows = part.rows;
+        linear.bias = bias ? bias + row : nullptr;
+        row += part.rows;
+      }
+    }
     layers_.push_back(layer);
   }
 }

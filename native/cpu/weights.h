@@ -1,36 +1,38 @@
 // The tensors of a model in memory, read once and shared by all sessions.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "cpu/cancel_flag.h"
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "kernels/cpu/linear/linear.h"
 #include "model/gguf_file.h"
 
 namespace longsight {
 
-// One transformer block. Biases are null when the file has none.
-struct LayerWeights {
-  ggml_tensor* attentionNorm = nullptr;
-  ggml_tensor* query = nullptr;
-  ggml_tensor* key = nullptr;
-  ggml_tensor* value = nullptr;
-  ggml_tensor* attentionOutput = nullptr;
-  ggml_tensor* feedForwardNorm = nullptr;
-  ggml_tensor* gate = nullptr;
-  ggml_tensor* up = nullptr;
-  ggml_tensor* down = nullptr;
-  ggml_tensor* queryBias = nullptr;
-  ggml_tensor* keyBias = nullptr;
-  ggml_tensor* valueBias = nullptr;
-  ggml_tensor* attentionOutputBias = nullptr;
-  ggml_tensor* gateBias = nullptr;
-  ggml_tensor* upBias = nullptr;
-  ggml_tensor* downBias = nullptr;
+// A matrix product: rows of a tensor in memory, and their bias, null when the file has none.
+struct Linear {
+  WeightView matrix;
+  const float* bias = nullptr;
+};
+
+// One transformer block.
+class LayerWeights {
+ public:
+  const Linear& operator[](Matrix matrix) const { return linears_[static_cast<size_t>(matrix)]; }
+  // Null when the architecture has none there.
+  const float* operator[](Norm norm) const { return norms_[static_cast<size_t>(norm)]; }
+
+ private:
+  friend class Weights;
+  std::array<Linear, kMatrices> linears_;
+  std::array<const float*, kNorms> norms_{};
 };
 
 class Weights {
@@ -46,12 +48,13 @@ class Weights {
 
   const ModelSpec& spec() const { return spec_; }
   const LayerWeights& layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }
-  ggml_tensor* tokenEmbedding() const { return tokenEmbedding_; }
-  ggml_tensor* outputNorm() const { return outputNorm_; }
-  // The token embedding when the file ties them.
-  ggml_tensor* output() const { return output_; }
-  // Llama 3 frequency factors, f32 [headDim / 2]; null when the file has none.
-  ggml_tensor* ropeFactors() const { return ropeFactors_; }
+  const WeightView& tokenEmbedding() const { return tokenEmbedding_; }
+  const float* outputNorm() const { return outputNorm_; }
+  // The matrix is the token embedding when the file ties them.
+  const Linear& output() const { return output_; }
+  // What the angle of each pair is divided by (Llama 3, LongRoPE) in a context of this length:
+  // f32 [rotatedDims / 2]; null when the file has none.
+  const float* ropeFactors(int64_t contextTokens) const;
   // Bytes of every tensor, in file order.
   std::vector<std::span<const std::byte>> contents() const;
   // Bytes held in memory.
@@ -60,15 +63,17 @@ class Weights {
  private:
   explicit Weights(const ModelSpec& spec) : spec_(spec) {}
   void bindNames();
+  // Null when the file has none of that name.
+  const float* vector(const std::string& name) const;
+  WeightView matrix(const std::string& name) const;
 
   ModelSpec spec_;
   ggml_context* context_ = nullptr;
   ggml_backend_buffer_t buffer_ = nullptr;
   std::vector<LayerWeights> layers_;
-  ggml_tensor* tokenEmbedding_ = nullptr;
-  ggml_tensor* outputNorm_ = nullptr;
-  ggml_tensor* output_ = nullptr;
-  ggml_tensor* ropeFactors_ = nullptr;
+  WeightView tokenEmbedding_;
+  const float* outputNorm_ = nullptr;
+  Linear output_;
 };
 
 }  // namespace longsight

@@ -39,6 +39,18 @@ constexpr std::array kMatrixTypes = {
     GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,   GGML_TYPE_MXFP4, GGML_TYPE_TQ1_0,  GGML_TYPE_TQ2_0,
 };
 
+// Dimensions of a head that the attention kernels have.
+constexpr std::array kHeadDims = {64, 80, 96, 128, 256};
+
+std::string headDimList() {
+  std::string list;
+  for (const int32_t headDim : kHeadDims) {
+    if (!list.empty()) list += headDim == kHeadDims.back() ? " and " : ", ";
+    list += std::to_string(headDim);
+  }
+  return list;
+}
+
 std::string matrixTypeList() {
   std::string list;
   for (ggml_type type : kMatrixTypes) {
@@ -141,41 +153,66 @@ void checkTokenizer(const Metadata& metadata, const std::string& path, int64_t v
   }
 }
 
-// Which tensors a model of this shape has, with their shapes. `required` false: may be missing.
+// A tensor that a model of this shape may have.
 struct Expected {
-  std::string name;
   int64_t shape[2];
   int dimensions;
-  bool required;
 };
 
-std::vector<Expected> expectedTensors(const ModelSpec& spec) {
+std::string layerPrefix(int32_t layer) { return "blk." + std::to_string(layer) + "."; }
+
+std::map<std::string, Expected> expectedTensors(const ModelSpec& spec) {
   const int64_t width = spec.embedding;
-  const int64_t queryWidth = int64_t{spec.heads} * spec.headDim;
-  const int64_t keyWidth = int64_t{spec.kvHeads} * spec.headDim;
-  std::vector<Expected> all = {
-      {"token_embd.weight", {width, spec.vocabulary}, 2, true},
-      {"output_norm.weight", {width, 1}, 1, true},
-      {"output.weight", {width, spec.vocabulary}, 2, false},
-      {"rope_freqs.weight", {spec.headDim / 2, 1}, 1, false},
+  const Expected ropeFactors = {{spec.rope.rotatedDims / 2, 1}, 1};
+  std::map<std::string, Expected> all = {
+      {"token_embd.weight", {{width, spec.vocabulary}, 2}},
+      {"output_norm.weight", {{width, 1}, 1}},
+      {"output.weight", {{width, spec.vocabulary}, 2}},
+      {"output.bias", {{spec.vocabulary, 1}, 1}},
+      {"rope_freqs.weight", ropeFactors},
+      {"rope_factors_long.weight", ropeFactors},
+      {"rope_factors_short.weight", ropeFactors},
   };
   for (int32_t layer = 0; layer < spec.layers; ++layer) {
-    const std::string prefix = "blk." + std::to_string(layer) + ".";
-    auto matrix = [&](const char* name, int64_t rowLength, int64_t rows) {
-      all.push_back({prefix + name + ".weight", {rowLength, rows}, 2, true});
-      all.push_back({prefix + name + ".bias", {rows, 1}, 1, false});
-    };
-    all.push_back({prefix + "attn_norm.weight", {width, 1}, 1, true});
-    matrix("attn_q", width, queryWidth);
-    matrix("attn_k", width, keyWidth);
-    matrix("attn_v", width, keyWidth);
-    matrix("attn_output", queryWidth, width);
-    all.push_back({prefix + "ffn_norm.weight", {width, 1}, 1, true});
-    matrix("ffn_gate", width, spec.feedForward);
-    matrix("ffn_up", width, spec.feedForward);
-    matrix("ffn_down", spec.feedForward, width);
+    const std::string prefix = layerPrefix(layer);
+    for (const MatrixTensor& tensor : spec.layerTensors.matrices) {
+      const std::string name = prefix + std::string(tensor.name);
+      all[name + ".weight"] = {{tensor.columns, tensor.rows()}, 2};
+      all[name + ".bias"] = {{tensor.rows(), 1}, 1};
+    }
+    for (const NormTensor& tensor : spec.layerTensors.norms)
+      all[prefix + std::string(tensor.name) + ".weight"] = {{tensor.length, 1}, 1};
   }
   return all;
+}
+
+// Every norm is there, every matrix in exactly one tensor, and no bias without its matrix.
+void checkComplete(const ModelSpec& spec, const std::set<std::string>& present) {
+  auto require = [&](const std::string& name) {
+    if (!present.count(name)) throw damaged(spec.path, "tensor " + name + " is missing");
+  };
+  require("token_embd.weight");
+  require("output_norm.weight");
+  for (int32_t layer = 0; layer < spec.layers; ++layer) {
+    const std::string prefix = layerPrefix(layer);
+    for (const NormTensor& tensor : spec.layerTensors.norms)
+      require(prefix + std::string(tensor.name) + ".weight");
+    std::map<Matrix, std::string> holders;
+    for (const MatrixTensor& tensor : spec.layerTensors.matrices) {
+      const std::string name = prefix + std::string(tensor.name);
+      if (!present.count(name + ".weight")) {
+        if (present.count(name + ".bias")) require(name + ".weight");
+        continue;
+      }
+      for (const MatrixTensor::Part& part : tensor.parts)
+        if (const auto [holder, first] = holders.emplace(part.matrix, name); !first)
+          throw damaged(spec.path, "tensors " + holder->second + ".weight and " + name +
+                                       ".weight hold the same matrix");
+    }
+    for (const MatrixTensor& tensor : spec.layerTensors.matrices)
+      for (const MatrixTensor::Part& part : tensor.parts)
+        if (!holders.count(part.matrix)) require(prefix + std::string(tensor.name) + ".weight");
+  }
 }
 
 std::string shapeText(const int64_t* shape, int dimensions) {
@@ -192,9 +229,7 @@ int dimensionsOf(const int64_t* shape) {
 }
 
 void collectTensors(const gguf_context* context, uint64_t fileBytes, ModelSpec& spec) {
-  std::map<std::string, Expected> expected;
-  for (Expected& tensor : expectedTensors(spec)) expected.emplace(tensor.name, tensor);
-
+  const std::map<std::string, Expected> expected = expectedTensors(spec);
   const uint64_t dataOffset = gguf_get_data_offset(context);
   std::set<std::string> seen;
   uint64_t neededBytes = 0;
@@ -209,7 +244,8 @@ void collectTensors(const gguf_context* context, uint64_t fileBytes, ModelSpec& 
       if (name.ends_with(".attn_rot_embd") || name.ends_with(".rotary_emb.inv_freq")) continue;
       throw unsupported(quoted(spec.path) + " has the tensor " + quoted(name) + " " +
                         shapeText(shape, dimensionsOf(shape)) +
-                        ", which this engine does not know for architecture llama.");
+                        ", which this engine does not know for architecture " + spec.architecture +
+                        ".");
     }
     const Expected& want = found->second;
     if (dimensionsOf(shape) > want.dimensions || shape[0] != want.shape[0] ||
@@ -243,9 +279,7 @@ void collectTensors(const gguf_context* context, uint64_t fileBytes, ModelSpec& 
     seen.insert(name);
     spec.tensors.push_back(std::move(source));
   }
-  for (const auto& [name, tensor] : expected)
-    if (tensor.required && !seen.count(name))
-      throw damaged(spec.path, "tensor " + name + " is missing");
+  checkComplete(spec, seen);
   if (neededBytes > fileBytes)
     throw Error(ErrorCode::truncatedGguf,
                 quoted(spec.path) + " is cut short: tensor " + quoted(lastTensor) +
@@ -268,26 +302,46 @@ std::string fileTypeName(const Metadata& metadata, const ModelSpec& spec) {
   return largest == bytesByType.end() ? "unknown" : ggml_type_name(largest->first);
 }
 
-void readRope(const Metadata& metadata, ModelSpec& spec) {
-  const int64_t rotated =
-      metadata.integerOr("llama.rope.dimension_count", spec.headDim, 1, kMaxWidth);
-  if (rotated != spec.headDim)
-    throw unsupported(quoted(spec.path) + " rotates " + std::to_string(rotated) + " of " +
-                      std::to_string(spec.headDim) +
-                      " dimensions of a head; supported is the whole head.");
-  spec.ropeBase = static_cast<float>(metadata.positiveOr("llama.rope.freq_base", 10000.0));
-  const std::string scaling = metadata.text("llama.rope.scaling.type").value_or("linear");
-  // `scale_linear` is the older name of the factor; 0 means none, as in libllama.
-  double factor = metadata.number("llama.rope.scaling.factor")
-                      .value_or(metadata.number("llama.rope.scale_linear").value_or(0.0));
-  if (factor == 0.0) factor = 1.0;
-  if (!std::isfinite(factor) || factor <= 0)
-    throw damaged(spec.path, "llama.rope.scaling.factor is " + std::to_string(factor));
-  if (scaling == "none") return;
-  if (scaling != "linear")
-    throw unsupported(quoted(spec.path) + " uses RoPE scaling " + quoted(scaling) +
-                      "; supported are none, linear and frequency factors (Llama 3).");
-  spec.ropeScale = static_cast<float>(1.0 / factor);
+// Kinds of models that look like a supported architecture but compute something else.
+void refuseVariants(const Metadata& metadata, const std::string& prefix) {
+  const std::string file = quoted(metadata.path());
+  if (const auto type = metadata.text("general.type"); type && *type != "model")
+    throw unsupported(file + " holds a " + quoted(*type) + ", not a language model.");
+  if (const int64_t parts = metadata.integer("split.count").value_or(1); parts > 1)
+    throw Error(ErrorCode::unsupportedArchitecture,
+                file + " is one of " + std::to_string(parts) +
+                    " parts of a split model; supported is a single file.",
+                "Merge the parts with llama-gguf-split --merge and choose the merged file.");
+
+  struct Count {
+    const char* key;
+    const char* before;
+    const char* after;
+  };
+  for (const auto& [key, before, after] : {
+           Count{"expert_count", " is a mixture of ", " experts; supported are dense models."},
+           Count{"attention.sliding_window", " has layers that see only the last ",
+                 " tokens (sliding window attention), which is not supported."},
+           Count{"nextn_predict_layers", " ends with ",
+                 " layers for predicting several tokens at once, which are not supported."},
+           Count{"pooling_type", " is a model for embeddings or ranking (pooling type ",
+                 "), which writes no text."},
+       })
+    if (const int64_t count = metadata.integer(prefix + key).value_or(0); count > 0)
+      throw unsupported(file + before + std::to_string(count) + after);
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
+    if (const double cap = metadata.number(prefix + key).value_or(0); cap != 0)
+      throw unsupported(file + " caps its logits (" + prefix + key + " is " + std::to_string(cap) +
+                        "), which is not supported.");
+  if (!metadata.boolean(prefix + "attention.causal").value_or(true))
+    throw unsupported(file +
+                      " looks at later tokens too (attention is not causal); it writes no "
+                      "text.");
+  for (const int64_t section : metadata.integers(prefix + "rope.dimension_sections"))
+    if (section != 0)
+      throw unsupported(file +
+                        " turns heads by several positions (M-RoPE, for images), which is "
+                        "not supported.");
 }
 
 }  // namespace
@@ -315,48 +369,56 @@ ModelSpec readGguf(const std::string& path) {
   ModelSpec spec;
   spec.path = path;
   spec.architecture = metadata.text("general.architecture").value_or("");
-  if (spec.architecture != "llama")
+  const Architecture* architecture = findArchitecture(spec.architecture);
+  if (!architecture)
     throw unsupported(quoted(path) + " has the architecture " + quoted(spec.architecture) +
-                      "; supported is llama.");
-  if (const auto type = metadata.text("general.type"); type && *type != "model")
-    throw unsupported(quoted(path) + " holds a " + quoted(*type) + ", not a language model.");
-  if (metadata.integer("split.count").value_or(1) > 1)
-    throw unsupported(quoted(path) + " is one of " +
-                      std::to_string(*metadata.integer("split.count")) +
-                      " parts of a split model; supported is a single file.");
-  if (metadata.integer("llama.expert_count").value_or(0) > 0)
-    throw unsupported(quoted(path) + " is a mixture of " +
-                      std::to_string(*metadata.integer("llama.expert_count")) +
-                      " experts; supported are dense models.");
+                      "; supported are " + architectureNames() + ".");
+  const std::string prefix = spec.architecture + ".";
+  refuseVariants(metadata, prefix);
 
-  spec.layers = static_cast<int32_t>(metadata.requiredInteger("llama.block_count", 1, kMaxLayers));
-  spec.embedding =
-      static_cast<int32_t>(metadata.requiredInteger("llama.embedding_length", 1, kMaxWidth));
-  spec.feedForward =
-      static_cast<int32_t>(metadata.requiredInteger("llama.feed_forward_length", 1, kMaxWidth));
-  spec.heads =
-      static_cast<int32_t>(metadata.requiredInteger("llama.attention.head_count", 1, kMaxHeads));
+  auto size = [&](const char* key, int64_t high) {
+    return static_cast<int32_t>(metadata.requiredInteger(prefix + key, 1, high));
+  };
+  spec.layers = size("block_count", kMaxLayers);
+  spec.embedding = size("embedding_length", kMaxWidth);
+  spec.feedForward = size("feed_forward_length", kMaxWidth);
+  spec.heads = size("attention.head_count", kMaxHeads);
   spec.kvHeads = static_cast<int32_t>(
-      metadata.integerOr("llama.attention.head_count_kv", spec.heads, 1, kMaxHeads));
-  spec.contextTokens = metadata.requiredInteger("llama.context_length", 1, kMaxContext);
+      metadata.integerOr(prefix + "attention.head_count_kv", spec.heads, 1, kMaxHeads));
+  spec.contextTokens = metadata.requiredInteger(prefix + "context_length", 1, kMaxContext);
   if (spec.heads % spec.kvHeads != 0)
     throw damaged(path, std::to_string(spec.heads) + " heads cannot share " +
                             std::to_string(spec.kvHeads) + " key and value heads");
-  if (!metadata.has("llama.attention.key_length") && spec.embedding % spec.heads != 0)
+  const std::string keyLength = prefix + "attention.key_length";
+  if (!metadata.has(keyLength) && spec.embedding % spec.heads != 0)
     throw damaged(path, "an embedding of " + std::to_string(spec.embedding) +
                             " does not divide into " + std::to_string(spec.heads) + " heads");
   spec.headDim = static_cast<int32_t>(
-      metadata.integerOr("llama.attention.key_length", spec.embedding / spec.heads, 1, kMaxWidth));
+      metadata.integerOr(keyLength, spec.embedding / spec.heads, 1, kMaxWidth));
   const int64_t valueDim =
-      metadata.integerOr("llama.attention.value_length", spec.headDim, 1, kMaxWidth);
-  if ((spec.headDim != 64 && spec.headDim != 128) || valueDim != spec.headDim)
+      metadata.integerOr(prefix + "attention.value_length", spec.headDim, 1, kMaxWidth);
+  const bool supportedDim =
+      std::find(kHeadDims.begin(), kHeadDims.end(), spec.headDim) != kHeadDims.end();
+  if (!supportedDim || valueDim != spec.headDim)
     throw unsupported(quoted(path) + " has heads of " + std::to_string(spec.headDim) +
                       " (keys) and " + std::to_string(valueDim) +
-                      " (values) dimensions; supported are 64 and 128.");
+                      " (values) dimensions; supported are " + headDimList() + " for both.");
   spec.normEpsilon =
-      static_cast<float>(metadata.positiveOr("llama.attention.layer_norm_rms_epsilon", 1e-5));
+      static_cast<float>(metadata.positiveOr(prefix + "attention.layer_norm_rms_epsilon", 1e-5));
   spec.attentionScale = static_cast<float>(1.0 / std::sqrt(spec.headDim));
-  readRope(metadata, spec);
+  spec.rope = readRope(metadata, *architecture, spec.headDim, spec.contextTokens);
+  // YaRN is made for this many, whatever context the file names.
+  if (spec.rope.extrapolation > 0)
+    spec.contextTokens = std::max(
+        spec.contextTokens,
+        std::min(kMaxContext,
+                 static_cast<int64_t>(static_cast<double>(spec.rope.originalContextTokens) /
+                                      static_cast<double>(spec.rope.angleScale))));
+  spec.layerTensors = layerTensors(*architecture, {.embedding = spec.embedding,
+                                                   .queryWidth = int64_t{spec.heads} * spec.headDim,
+                                                   .keyWidth = int64_t{spec.kvHeads} * spec.headDim,
+                                                   .headDim = spec.headDim,
+                                                   .feedForward = spec.feedForward});
 
   const int64_t embeddings = gguf_find_tensor(context.get(), "token_embd.weight");
   if (embeddings < 0) throw damaged(path, "tensor token_embd.weight is missing");

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "ggml.h"
+#include "model/architecture.h"
+#include "model/rope_spec.h"
 
 namespace longsight {
 
@@ -21,7 +23,7 @@ struct TensorSource {
   uint64_t bytes = 0;
 };
 
-// Shape and constants of a model of GGUF architecture `llama`.
+// Shape and constants of a model.
 struct ModelSpec {
   std::string path;
   std::string name;
@@ -41,11 +43,11 @@ struct ModelSpec {
   int32_t vocabulary = 0;
   int64_t contextTokens = 0;
   float normEpsilon = 1e-5f;
-  float ropeBase = 10000.0f;
-  // Positions are multiplied by this (linear RoPE scaling); 1 without scaling.
-  float ropeScale = 1.0f;
+  RopeSpec rope;
   // 1 / sqrt(headDim).
   float attentionScale = 0.0f;
+  // What every layer's tensors are called and what is in them.
+  LayerTensors layerTensors;
   // Every tensor that the engine uses, in file order.
   std::vector<TensorSource> tensors;
   // Sum of the tensors' bytes.

@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "error.h"
 #include "gguf.h"
@@ -21,7 +22,9 @@ inline std::string quoted(const std::string& text) {
 }
 
 inline constexpr const char* kOtherFile =
-    "Choose a GGUF of architecture llama (for example SmolLM2, Llama 2/3 or Mistral 7B).";
+    "Choose a GGUF of a dense model that Longsight runs, for example Llama 2/3, Mistral 7B, "
+    "SmolLM2, "
+    "Qwen2.5, Qwen3, InternLM2.5 or GLM-4-9B.";
 inline constexpr const char* kFetchAgain = "Download the file again: it is damaged or incomplete.";
 
 inline Error unsupported(const std::string& what) {
@@ -113,6 +116,15 @@ class Metadata {
     return static_cast<int64_t>(gguf_get_arr_n(context_, id));
   }
 
+  // The elements of a 32-bit integer array; none when the key is missing.
+  std::vector<int64_t> integers(const std::string& key) const {
+    const auto length = arrayLength(key, {GGUF_TYPE_INT32, GGUF_TYPE_UINT32});
+    if (!length) return {};
+    const int64_t id = gguf_find_key(context_, key.c_str());
+    const auto* values = static_cast<const int32_t*>(gguf_get_arr_data(context_, id));
+    return {values, values + *length};
+  }
+
   int64_t requiredInteger(const std::string& key, int64_t low, int64_t high) const {
     const auto value = integer(key);
     if (!value) throw damaged(path_, key + " is missing");
@@ -131,6 +143,7 @@ class Metadata {
   }
 
   const gguf_context* context() const { return context_; }
+  const std::string& path() const { return path_; }
 
  private:
   int64_t inRange(const std::string& key, int64_t value, int64_t low, int64_t high) const {

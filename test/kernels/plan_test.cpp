@@ -233,6 +233,36 @@ TEST(Geometry, ScoreDims) {
   EXPECT_EQ(scoreDimRanges(ScoreDims::all, RopeStyle::neox, 80).count(), 80);
 }
 
+// The chosen half against a sort of all dimensions by frequency, for every partial rotation.
+TEST(ScoreDims, SlowHalfHasTheSlowestDimensions) {
+  for (const int32_t headDim : {64, 80, 96, 128, 256})
+    for (int32_t rotated = 2; rotated <= headDim; rotated += 2)
+      for (const RopeStyle style : {RopeStyle::interleaved, RopeStyle::neox}) {
+        // Larger is faster; 0 does not turn.
+        std::vector<int32_t> speed(static_cast<size_t>(headDim), 0);
+        for (int32_t pair = 0; pair < rotated / 2; ++pair) {
+          const bool neighbours = style == RopeStyle::interleaved;
+          const int32_t first = neighbours ? 2 * pair : pair;
+          const int32_t second = neighbours ? first + 1 : first + rotated / 2;
+          speed[static_cast<size_t>(first)] = speed[static_cast<size_t>(second)] =
+              rotated / 2 - pair;
+        }
+        std::vector<bool> chosen(static_cast<size_t>(headDim), false);
+        const DimRanges dims = scoreDimRanges(ScoreDims::slowHalf, style, headDim, rotated);
+        ASSERT_EQ(dims.count(), headDim / 2);
+        for (const DimRange& range : dims.ranges)
+          for (int32_t dim = range.begin; dim < range.end; ++dim)
+            chosen[static_cast<size_t>(dim)] = true;
+        int32_t fastestChosen = 0, slowestLeft = headDim;
+        for (size_t dim = 0; dim < chosen.size(); ++dim)
+          if (chosen[dim])
+            fastestChosen = std::max(fastestChosen, speed[dim]);
+          else
+            slowestLeft = std::min(slowestLeft, speed[dim]);
+        ASSERT_LE(fastestChosen, slowestLeft) << headDim << " " << rotated;
+      }
+}
+
 TEST(Params, RangesAreEnforcedAndNamed) {
   EXPECT_EQ(validate({}), "");
   const auto message = [](auto change) {

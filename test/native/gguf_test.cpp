@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <fstream>
 #include <random>
 
@@ -90,7 +91,8 @@ TEST(Gguf, NamesWhatItDoesNotSupport) {
   auto number = [](const char* key, uint32_t value) {
     return [=](gguf_context* gguf) { gguf_set_val_u32(gguf, key, value); };
   };
-  EXPECT_EQ(codeWith(text("general.architecture", "qwen3"), "qwen3"),
+  EXPECT_EQ(codeWith(text("general.architecture", "gemma3"),
+                     "\"gemma3\"; supported are llama, qwen2, qwen3, internlm2, chatglm, glm4"),
             ErrorCode::unsupportedArchitecture);
   EXPECT_EQ(codeWith(text("general.type", "adapter"), "adapter"),
             ErrorCode::unsupportedArchitecture);
@@ -98,7 +100,30 @@ TEST(Gguf, NamesWhatItDoesNotSupport) {
   EXPECT_EQ(codeWith(number("split.count", 3), "3"), ErrorCode::unsupportedArchitecture);
   EXPECT_EQ(codeWith(number("llama.rope.dimension_count", 32), "32"),
             ErrorCode::unsupportedArchitecture);
-  EXPECT_EQ(codeWith(text("llama.rope.scaling.type", "yarn"), "yarn"),
+  EXPECT_EQ(codeWith(text("llama.rope.scaling.type", "spiral"), "spiral"),
+            ErrorCode::unsupportedArchitecture);
+  EXPECT_EQ(codeWith(number("llama.attention.sliding_window", 4096), "4096"),
+            ErrorCode::unsupportedArchitecture);
+  EXPECT_EQ(codeWith(number("llama.nextn_predict_layers", 1), "several tokens at once"),
+            ErrorCode::unsupportedArchitecture);
+  EXPECT_EQ(codeWith(number("llama.pooling_type", 3), "embeddings"),
+            ErrorCode::unsupportedArchitecture);
+  EXPECT_EQ(
+      codeWith(
+          [](gguf_context* gguf) { gguf_set_val_f32(gguf, "llama.final_logit_softcapping", 30); },
+          "final_logit_softcapping is 30"),
+      ErrorCode::unsupportedArchitecture);
+  EXPECT_EQ(
+      codeWith([](gguf_context* gguf) { gguf_set_val_bool(gguf, "llama.attention.causal", false); },
+               "not causal"),
+      ErrorCode::unsupportedArchitecture);
+  EXPECT_EQ(codeWith(
+                [](gguf_context* gguf) {
+                  const int32_t sections[4] = {8, 12, 12, 0};
+                  gguf_set_arr_data(gguf, "llama.rope.dimension_sections", GGUF_TYPE_INT32,
+                                    sections, 4);
+                },
+                "M-RoPE"),
             ErrorCode::unsupportedArchitecture);
   EXPECT_EQ(codeWith(text("tokenizer.ggml.model", "t5"), "t5"), ErrorCode::unsupportedTokenizer);
   EXPECT_EQ(codeWith(text("tokenizer.ggml.pre", "no-such"), "no-such"),
@@ -137,6 +162,21 @@ TEST(Gguf, NamesAbsurdMetadata) {
   EXPECT_EQ(codeWith(number("llama.feed_forward_length", 256), "[256, 512]"), damaged);
   EXPECT_EQ(codeWith(number("llama.context_length", 0), "context_length is 0"), damaged);
   EXPECT_EQ(codeWith(number("tokenizer.ggml.bos_token_id", 5000), "5000"), damaged);
+  auto real = [](const char* key, float value) {
+    return [=](gguf_context* gguf) { gguf_set_val_f32(gguf, key, value); };
+  };
+  auto yarn = [](const char* key, float value) {
+    return [=](gguf_context* gguf) {
+      gguf_set_val_str(gguf, "llama.rope.scaling.type", "yarn");
+      gguf_set_val_f32(gguf, key, value);
+    };
+  };
+  EXPECT_EQ(codeWith(real("llama.rope.scaling.factor", -4), "scaling.factor"), damaged);
+  EXPECT_EQ(codeWith(real("llama.rope.scaling.factor", std::nanf("")), "scaling.factor"), damaged);
+  EXPECT_EQ(codeWith(real("llama.rope.freq_base", 0), "freq_base"), damaged);
+  EXPECT_EQ(codeWith(number("llama.rope.scaling.original_context_length", 0), "is 0"), damaged);
+  EXPECT_EQ(codeWith(yarn("llama.rope.scaling.yarn_beta_fast", 0), "beta_fast"), damaged);
+  EXPECT_EQ(codeWith(yarn("llama.rope.scaling.yarn_ext_factor", 2), "ext_factor"), damaged);
   EXPECT_EQ(codeWith([](gguf_context* gguf) { gguf_remove_key(gguf, "llama.block_count"); },
                      "llama.block_count is missing"),
             damaged);

@@ -6,12 +6,12 @@
 #include <stdexcept>
 
 #include "cpu/ggml_runtime.h"
-#include "llama.h"
 
 namespace longsight::test {
 
 std::vector<float> llamaLogits(const std::string& modelPath, const std::vector<int32_t>& tokens,
-                               int64_t from) {
+                               int64_t from,
+                               const std::function<void(llama_context_params&)>& change) {
   cpuDevice();
   const std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
       llama_model_load_from_file(modelPath.c_str(), llama_model_default_params()),
@@ -24,6 +24,7 @@ std::vector<float> llamaLogits(const std::string& modelPath, const std::vector<i
   params.n_threads = params.n_threads_batch = 1;
   params.type_k = params.type_v = GGML_TYPE_F32;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  if (change) change(params);
   const std::unique_ptr<llama_context, decltype(&llama_free)> context(
       llama_init_from_model(model.get(), params), &llama_free);
   if (!context) throw std::runtime_error("libllama makes no context for " + modelPath);

@@ -2,14 +2,19 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
+
+#include "llama.h"
 
 namespace longsight::test {
 
 // f32 [tokens.size() - from][vocabulary] of the rows from `from` on; f32 cache, plain attention.
+// `change` may set parameters of the context.
 std::vector<float> llamaLogits(const std::string& modelPath, const std::vector<int32_t>& tokens,
-                               int64_t from);
+                               int64_t from,
+                               const std::function<void(llama_context_params&)>& change = {});
 
 struct LogitComparison {
   double rmsDifference = 0;

@@ -89,7 +89,7 @@ TEST(MassPolicy, ListsAreTheSmallestOnRealQueriesAndKeys) {
   Activations activations(spec);
   activations.reserve(kRows);
   ThreadPool pool(2);
-  TransformerLayers layers(weights, activations, pool, spec.ropeBase);
+  TransformerLayers layers(weights, activations, pool, spec.rope.base, kRows);
   const KvCache cache(KvType::bf16, spec.layers, spec.kvHeads, spec.headDim, kRows);
   AttentionScratch scratch;
   const bool rounds = scratch.state().kernels->roundsQueries;

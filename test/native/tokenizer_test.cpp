@@ -9,6 +9,7 @@
 
 #include "error.h"
 #include "temporary.h"
+#include "tiny_gguf.h"
 #include "tiny_model.h"
 
 namespace longsight::test {
@@ -182,15 +183,9 @@ TEST(Tokenizer, EqualsPyPiTokenizers) {
     for (int shift = 0; shift < 32; shift += 8) input += static_cast<char>(length >> shift);
     input += text;
   }
-  const std::string inputPath = temporaryPath("texts"), outputPath = temporaryPath("tokens"),
-                    errorPath = temporaryPath("errors");
+  const std::string inputPath = temporaryPath("texts"), outputPath = temporaryPath("tokens");
   writeFile(inputPath, input);
-  const std::string command =
-      "PYTHONPATH='" LONGSIGHT_PYTHON_PACKAGES "' python3 '" LONGSIGHT_TOKENIZER_ORACLE "' '" +
-      realModelPath() + "' < '" + inputPath + "' > '" + outputPath + "' 2> '" + errorPath + "'";
-  ASSERT_EQ(std::system(command.c_str()), 0)
-      << readFile(errorPath)
-      << "\nNeeded: pip install --target .deps/python -r test/requirements.txt";
+  runPython("tokenizer_oracle.py", "'" + realModelPath() + "'", inputPath, outputPath);
   std::istringstream lines(readFile(outputPath));
   size_t compared = 0;
   for (const std::string& text : texts) {

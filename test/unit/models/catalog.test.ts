@@ -120,7 +120,7 @@ describe('model catalog', () => {
       'm/big-Q4_K_M-00001-of-00002.gguf': llama,
       'm/big-Q4_K_M-00002-of-00002.gguf': llama,
       'm/lost-00001-of-00002.gguf': llama,
-      'm/other.gguf': gguf({ 'general.architecture': 'qwen2' }),
+      'm/other.gguf': gguf({ 'general.architecture': 'gemma3' }),
       'm/text.gguf': 'not a model',
       'm/empty.gguf': '',
       'm/folder.gguf/': '',
@@ -133,7 +133,7 @@ describe('model catalog', () => {
       'Models folder: big-Q4_K_M (split into 2 files: merge them with llama-gguf-split --merge)',
       'Models folder: empty (not a GGUF file of version 2 or 3, or not readable)',
       'Models folder: fine',
-      'Models folder: other (architecture qwen2: Longsight runs llama)',
+      'Models folder: other (architecture gemma3: Longsight runs llama, qwen2, qwen3, internlm2, chatglm, glm4)',
       'Models folder: text (not a GGUF file of version 2 or 3, or not readable)',
     ]);
     const [big] = await findModels(modelsFolder, onlyIn(home), home);
@@ -152,7 +152,7 @@ describe('model catalog', () => {
   it('has a default only where there is no choice to make', async () => {
     const home = folderWith({
       '.lmstudio/models/a.gguf': llama,
-      '.lmstudio/models/qwen.gguf': gguf({ 'general.architecture': 'qwen2' }),
+      '.lmstudio/models/gemma.gguf': gguf({ 'general.architecture': 'gemma3' }),
     });
     const name = async () => (await defaultModel('', onlyIn(home), home))?.name;
     assert.equal(await name(), 'a');
