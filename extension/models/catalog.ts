@@ -1,8 +1,9 @@
 /** Finds the GGUF models on this machine. Reads names and the first bytes of each file only. */
 import { readdir, readFile, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
-import { readGgufFacts } from './ggufHeader';
+import { readGgufFacts, type GgufFacts } from './ggufHeader';
 import { modelPlaces, type Environment } from './places';
+import { whyNotRunnable } from './runnable';
 
 export interface Model {
   /** Absolute path of a GGUF file; of a split model the first. */
@@ -19,8 +20,6 @@ export interface Model {
   /** Null when Longsight can run it as far as its first bytes tell; else why not. */
   problem: string | null;
 }
-
-const runnableArchitectures = ['llama', 'qwen2', 'qwen3', 'internlm2', 'chatglm', 'glm4'];
 
 /** Folders deeper than this below a place are not models: Hugging Face's are at 4. */
 const deepestFolder = 6;
@@ -160,7 +159,7 @@ async function describe(candidate: Candidate): Promise<{ model: Model; realPath:
     const { path, name, source, splits } = candidate;
     const architecture = facts?.architecture ?? '';
     const quantization = facts?.quantization || quantizationIn(name);
-    const problem = problemOf(facts !== null, architecture, splits);
+    const problem = problemOf(facts, splits);
     return {
       model: { path, name, source, sizeBytes, quantization, architecture, problem },
       realPath,
@@ -178,13 +177,10 @@ async function sizeOf({ path: first, splits }: Candidate): Promise<number> {
   return sizes.reduce((total, size) => total + size, 0);
 }
 
-function problemOf(isGguf: boolean, architecture: string, splits: number): string | null {
-  if (!isGguf) return 'not a GGUF file of version 2 or 3, or not readable';
+function problemOf(facts: GgufFacts | null, splits: number): string | null {
+  if (facts === null) return 'not a GGUF file of version 2 or 3, or not readable';
   if (splits > 1) return `split into ${splits} files: merge them with llama-gguf-split --merge`;
-  if (!runnableArchitectures.includes(architecture)) {
-    return `architecture ${architecture || 'unknown'}: Longsight runs ${runnableArchitectures.join(', ')}`;
-  }
-  return null;
+  return whyNotRunnable(facts);
 }
 
 /** The quantization by the usual way to name files. */

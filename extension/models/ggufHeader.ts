@@ -8,7 +8,11 @@ export interface GgufFacts {
   name: string;
   /** `general.file_type` in words, e.g. `Q4_K_M`; '' when missing or unknown. */
   quantization: string;
+  /** The numbers, texts and truths under the architecture's own keys, without its name. */
+  keys: ReadonlyMap<string, GgufValue>;
 }
+
+export type GgufValue = string | number | boolean;
 
 // Files are written with their general facts first; the vocabulary, which is large, comes later.
 const headBytes = 64 * 1024;
@@ -34,7 +38,8 @@ export function parseGgufHead(head: Buffer): GgufFacts | null {
   if (head.length < 24 || head.toString('latin1', 0, 4) !== 'GGUF') return null;
   const version = head.readUInt32LE(4);
   if (version < 2 || version > 3) return null;
-  const facts: GgufFacts = { architecture: '', name: '', quantization: '' };
+  const keys = new Map<string, GgufValue>();
+  const facts: GgufFacts = { architecture: '', name: '', quantization: '', keys };
   const reader = new Reader(head, 16);
   try {
     for (let left = reader.count(); left > 0; left--) {
@@ -44,6 +49,11 @@ export function parseGgufHead(head: Buffer): GgufFacts | null {
       if (key === 'general.name' && typeof value === 'string') facts.name = value;
       if (key === 'general.file_type' && typeof value === 'number') {
         facts.quantization = fileTypes[value] ?? '';
+      }
+      // The architecture is named first in every file.
+      const prefix = `${facts.architecture}.`;
+      if (value !== undefined && prefix !== '.' && key.startsWith(prefix)) {
+        keys.set(key.slice(prefix.length), value);
       }
     }
   } catch (error) {
@@ -58,6 +68,7 @@ const scalarBytes = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8];
 const stringType = 8;
 const arrayType = 9;
 const float32Type = 6;
+const boolType = 7;
 
 /** Reads forward; everything beyond the end is a RangeError. */
 class Reader {
@@ -86,8 +97,8 @@ class Reader {
     return this.bytes.toString('utf8', start, this.at);
   }
 
-  /** Strings and small integers; other values are passed over and undefined. */
-  value(type: number): string | number | undefined {
+  /** Strings, numbers of up to 4 bytes and truths; other values are passed over and undefined. */
+  value(type: number): GgufValue | undefined {
     if (type === stringType) return this.text();
     if (type === arrayType) {
       const itemType = this.number(4);
@@ -100,11 +111,12 @@ class Reader {
       return undefined;
     }
     const size = this.sizeOf(type);
-    if (size > 4 || type === float32Type) {
-      this.skip(size);
-      return undefined;
-    }
-    return this.number(size);
+    const at = this.at;
+    this.skip(size);
+    if (size > 4) return undefined;
+    if (type === float32Type) return this.bytes.readFloatLE(at);
+    const whole = this.bytes.readUIntLE(at, size);
+    return type === boolType ? whole !== 0 : whole;
   }
 
   private sizeOf(type: number): number {

@@ -3,13 +3,40 @@ import { parseGgufHead, readGgufFacts } from '../../../extension/models/ggufHead
 import { gguf, text, uint32, uint64 } from './gguf';
 
 const facts = { 'general.architecture': 'llama', 'general.name': 'Tiny', 'general.file_type': 3 };
-const read = { architecture: 'llama', name: 'Tiny', quantization: 'Q4_1' };
+const read = { architecture: 'llama', name: 'Tiny', quantization: 'Q4_1', keys: new Map() };
 
 describe('GGUF header', () => {
   it('has the facts that a list shows', () => {
     assert.deepEqual(parseGgufHead(gguf(facts)), read);
     assert.deepEqual(parseGgufHead(gguf(facts, 2)), read);
-    assert.deepEqual(parseGgufHead(gguf({})), { architecture: '', name: '', quantization: '' });
+    assert.deepEqual(parseGgufHead(gguf({})), {
+      architecture: '',
+      name: '',
+      quantization: '',
+      keys: new Map(),
+    });
+  });
+
+  it("has the values under the architecture's keys", () => {
+    const half = Buffer.concat([uint32(6), Buffer.from(new Float32Array([0.5]).buffer)]);
+    const no = Buffer.concat([uint32(7), Buffer.from([0])]);
+    const head = gguf({
+      ...facts,
+      'llama.block_count': 12,
+      'llama.rope.scaling.type': 'yarn',
+      'llama.rope.scaling.factor': half,
+      'llama.attention.causal': no,
+      'other.block_count': 13,
+    });
+    assert.deepEqual(
+      parseGgufHead(head)?.keys,
+      new Map<string, unknown>([
+        ['block_count', 12],
+        ['rope.scaling.type', 'yarn'],
+        ['rope.scaling.factor', 0.5],
+        ['attention.causal', false],
+      ]),
+    );
   });
 
   it('passes over values of every other type', () => {

@@ -69,6 +69,23 @@ describe('template', () => {
       '<s>RULES<|User|>FILE 1FILE 2Q1<|Assistant|>A1</s><|User|>Q2<|Assistant|><think>\n\n</think>\n\n',
     ],
     [
+      'internlm2',
+      '<s><|im_start|>system\nRULES<|im_end|>\n<|im_start|>user\nFILE 1FILE 2Q1<|im_end|>\n' +
+        '<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n',
+    ],
+    [
+      'chatglm3',
+      '<s>[gMASK]sop<|system|>\n RULES<|user|>\n FILE 1FILE 2Q1<|assistant|>\n A1<|user|>\n Q2<|assistant|>',
+    ],
+    [
+      'glm4Chat',
+      '<s>[gMASK]<sop><|system|>\nRULES<|user|>\nFILE 1FILE 2Q1<|assistant|>\nA1<|user|>\nQ2<|assistant|>',
+    ],
+    [
+      'glm40414',
+      '<s>[gMASK]<sop><|system|>\nRULES<|user|>\nFILE 1FILE 2Q1<|assistant|>\nA1<|user|>\nQ2<|assistant|>',
+    ],
+    [
       'gemma',
       '<s><start_of_turn>user\nRULES\n\nFILE 1FILE 2Q1<end_of_turn>\n<start_of_turn>model\nA1' +
         '<end_of_turn>\n<start_of_turn>user\nQ2<end_of_turn>\n<start_of_turn>model\n',

@@ -137,3 +137,42 @@ export const gemma = `{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ 
 /** Asks for the date whatever is given. */
 export const clock = `{{ bos_token }}{%- set today = strftime_now("%Y-%m-%d") %}[SYSTEM]Today is {{ today }}.
 {% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}`;
+
+/** ChatML with the tokenizer's BOS. */
+export const internlm2 = `{{ bos_token }}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}`;
+
+/** Begins with two marks of its own, the second without brackets. */
+export const chatglm3 = `{% for message in messages %}{% if loop.first %}[gMASK]sop<|{{ message['role'] }}|>
+ {{ message['content'] }}{% else %}<|{{ message['role'] }}|>
+ {{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}`;
+
+/** Looks for tools, and writes metadata that is usually not there. */
+export const glm4Chat = `[gMASK]<sop>{% for item in messages %}{% if item['tools'] is defined %}<|system|>
+{% for tool in item['tools'] %}{{ tool['function'] | tojson(indent=4) }}{% endfor %}{% endif %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}
+{{ item['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}`;
+
+/** System messages first, then the others by a filtered loop. */
+export const glm40414 = `[gMASK]<sop>
+{%- if tools -%}
+<|system|>
+{{ tools | tojson }}
+{%- endif -%}
+{%- for msg in messages %}
+    {%- if msg.role == 'system' %}
+<|system|>
+{{ msg.content }}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages if message.role != 'system' %}
+    {%- set role = message['role'] %}
+    {%- set meta = message.get('metadata', '') %}
+    {%- if role == 'user' %}
+<|user|>
+{{ message.content }}
+    {%- elif role == 'assistant' and not meta %}
+<|assistant|>
+{{ message.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>
+{%- endif %}`;
