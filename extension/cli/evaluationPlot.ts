@@ -7,7 +7,7 @@ import type { EvaluationResult, EvaluationRow } from '../engine/evaluation';
 import { formatCount } from '../status/format';
 import { grouped, lengthText, valueText } from './evaluationTable';
 
-const panel = { width: 300, height: 240, left: 70, right: 20, top: 44, bottom: 46 };
+const panel = { width: 300, height: 250, left: 70, right: 20, top: 46, bottom: 48 };
 const header = 84;
 const margin = 16;
 const mostColumns = 4;
@@ -56,7 +56,7 @@ export function evaluationPlot(result: EvaluationResult): string {
 
   const texts = new Set(result.rows.map(({ text }) => text)).size;
   const perRow = Math.max(1, Math.min(mostColumns, texts > 1 ? texts : panels.length));
-  const width = Math.max(2 * margin + perRow * panel.width, 640);
+  const width = Math.max(2 * margin + perRow * panel.width, 720);
   const height = header + Math.max(1, Math.ceil(panels.length / perRow)) * panel.height + margin;
   const title = 'KL from dense attention against density';
   const drawn = panels.map((each, index) => {
@@ -79,7 +79,7 @@ export function evaluationPlot(result: EvaluationResult): string {
     text(
       margin,
       48,
-      `${result.model}. Further down and to the left is better; all axes are the same.`,
+      `${result.model}. Down and left is better. Numbers at the points: ε of peak, α of the others.`,
     ),
     legend(policies),
     ...drawn,
@@ -176,9 +176,9 @@ function drawPanel(each: Panel, left: number, top: number, x: Scale, y: Scale): 
   const middleY = (plotTop + plotBottom) / 2;
   const names = [
     text((plotLeft + plotRight) / 2, plotBottom + 33, 'density of sparse rows (%)', 'middle'),
-    `<text class="label" text-anchor="middle" transform="translate(${left + 12} ${middleY}) rotate(-90)">KL (nats per token, log scale)</text>`,
-    text(plotLeft, top + 18, each.title, 'start', 'title'),
-    text(plotLeft, top + 35, each.subtitle),
+    `<text class="label" text-anchor="middle" transform="translate(${left + 12} ${middleY}) rotate(-90)">KL in nats, log scale</text>`,
+    text(left + 6, top + 18, each.title, 'start', 'title'),
+    text(left + 6, top + 35, each.subtitle),
   ];
   const curves = each.curves.map(({ look, points }) => {
     const places = points.map((point) => ({ x: atX(point.density), y: atY(point.kl), point }));
@@ -188,13 +188,11 @@ function drawPanel(each: Panel, left: number, top: number, x: Scale, y: Scale): 
       ...places.map((place) => mark(look, place.x, place.y, pointText(place.point))),
       ...places.map((place) => {
         const { epsilon, alpha } = place.point.row;
-        return text(
-          place.x + 7,
-          place.y - 5,
-          `${epsilon ?? alpha ?? ''}`,
-          'start',
-          `value look${look}`,
-        );
+        // The first curve has its values below it, the others above, where curves are apart.
+        const [dx, dy, anchor] =
+          look === 0 ? ([-6, 13, 'end'] as const) : ([6, -6, 'start'] as const);
+        const value = `${epsilon ?? alpha ?? ''}`;
+        return text(place.x + dx, place.y + dy, value, anchor, `value look${look}`);
       }),
     ].join('');
   });

@@ -307,7 +307,7 @@ describe('cli/evaluationPlot', () => {
     assert.match(svg, /<title id="title">KL from dense/);
     assert.match(svg, /<desc id="description">[^<]*peak ε 0\.003: density 16\.0 %, KL 0\.0046/);
     assert.match(svg, /density of sparse rows \(%\)/);
-    assert.match(svg, /KL \(nats per token, log scale\)/);
+    assert.match(svg, /KL in nats, log scale/);
     assert.match(svg, /@media \(prefers-color-scheme:dark\)/);
   });
 
