@@ -21,7 +21,7 @@ main(async () => {
   const runs = wanted.filter((name) => !impossible.has(name));
   const inEditor = runs.some((name) => name === 'vscode' || name === 'browser');
   if (inEditor) await installCodeServer();
-  if (runs.includes('native')) await installOracles();
+  if (runs.includes('native') || runs.includes('integration')) await installOracles();
   const model = process.env.LONGSIGHT_TEST_MODEL || (await fetchModel());
   await build({ tests: !impossible.has('native') });
 

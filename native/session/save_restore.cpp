@@ -7,7 +7,10 @@ namespace longsight {
 
 SessionKey Session::key() const {
   const ModelSpec& spec = model_->spec();
-  return {model_->identity(),
+  // LongRoPE turns the same row differently in a long context.
+  const bool longFactors = spec.find("rope_factors_long.weight") != nullptr &&
+                           contextTokens() > spec.rope.originalContextTokens;
+  return {model_->identity() + (longFactors ? 1 : 0),
           buildIdentity(),
           options_.ropeBaseScale,
           static_cast<int32_t>(options_.kvCache),

@@ -5,7 +5,7 @@ import path from 'node:path';
 import { inRoot } from '../lib/paths.mjs';
 import { output, Problem, step } from '../lib/terminal.mjs';
 
-/** What the native tests compare with, in .deps/python. */
+/** What tests compare with, and what writes small models for them, in .deps/python. */
 export const installOracles = () =>
   install('test/requirements.txt', '.deps/python', 'Installing Python packages (85 MB)');
 
