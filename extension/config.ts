@@ -32,6 +32,8 @@ export interface Settings {
   thinking: boolean;
   /** A prefill that is predicted to take longer is confirmed first; 0 = never. */
   confirmAboveSeconds: number;
+  /** Most that saved sessions may take on the disk, in 10^9 bytes; 0 = none are saved. */
+  savedSessionsGB: number;
   params: SampleAttentionParams;
   sampling: Sampling;
 }
@@ -55,6 +57,7 @@ export const numberSettings = {
   contextTokens: { min: 0, max: 16_777_216, default: 0 },
   answerTokens: { min: 1, max: 65_536, default: 512 },
   confirmAboveSeconds: { min: 0, max: 86_400, default: 30, fractions: true },
+  savedSessionsGB: { min: 0, max: 100_000, default: 8, fractions: true },
 } as const satisfies Record<string, NumberRange>;
 
 const correctIt = 'Correct it in the settings; the change applies to the next question.';
@@ -70,6 +73,7 @@ export function readSettings(read: ReadSetting): Settings {
     answerTokens: readNumber(read, 'answerTokens'),
     thinking: readBoolean(read, 'thinking'),
     confirmAboveSeconds: readNumber(read, 'confirmAboveSeconds'),
+    savedSessionsGB: readNumber(read, 'savedSessionsGB'),
     params: readParams(read),
     sampling: { ...defaultSampling, ...readFields(read, 'sampling', samplingFields) },
   };

@@ -8,6 +8,7 @@ import type { FromChat } from './chat/messages';
 import { ChatPanel } from './chat/panel';
 import { openFolders, unsavedTexts } from './chat/workspaceInput';
 import { askCommand } from './commands/ask';
+import { deleteSavedSessionsCommand } from './commands/deleteSavedSessions';
 import { modelName } from './commands/modelItems';
 import { newChatCommand } from './commands/newChat';
 import { selectModelCommand } from './commands/selectModel';
@@ -16,6 +17,7 @@ import { showStatsCommand } from './commands/showStats';
 import { stopCommand } from './commands/stop';
 import { readModelSettings, readSettings } from './config';
 import { Engine } from './engine/client';
+import { IdleSaver } from './engine/idleSaver';
 import type { Event } from './engine/protocol';
 import { findModels } from './models/catalog';
 import { StatsView } from './status/statsView';
@@ -46,9 +48,11 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
   const statsView = new StatsView(context.extensionUri);
   const selectModel = selectModelCommand(() => readModelSettings(read), findModels);
 
+  const saver = new IdleSaver(engine, (text) => log.warn(text));
   const asking = new Asking(
     conversation,
     engine,
+    saver,
     {
       settings: () => readSettings(read),
       folders: openFolders,
@@ -104,6 +108,7 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
     register('longsight.selectModel', selectModel),
     register('longsight.showStats', showStats),
     register('longsight.showLog', showLog),
+    register('longsight.deleteSavedSessions', deleteSavedSessionsCommand()),
     vscode.workspace.onDidChangeConfiguration((change) => {
       if (change.affectsConfiguration('longsight.model')) panel.surroundingsChanged();
     }),

@@ -5,6 +5,8 @@
 import type { AskAnswer, Engine, Job } from '../engine/client';
 import { EngineError, toErrorInfo } from '../engine/errors';
 import type { ChatTurn, Event, WorkspaceFolder } from '../engine/protocol';
+import type { IdleSaver, SavePlace } from '../engine/idleSaver';
+import { sessionFile, sessionsFolder } from '../engine/sessionStore';
 import type { Settings } from '../config';
 import { type Conversation, isOpen, type Change, type Entry } from './conversation';
 import type { Choice } from './messages';
@@ -35,6 +37,7 @@ export class Asking {
   constructor(
     readonly conversation: Conversation,
     private readonly engine: Pick<Engine, 'ask'>,
+    private readonly saver: Pick<IdleSaver, 'asked' | 'ended'>,
     private readonly host: AskingHost,
     private readonly listener: AskingListener,
   ) {}
@@ -132,6 +135,8 @@ export class Asking {
   ): Promise<void> {
     // Filled when this question's turn comes: an earlier one may still be without its answer.
     const chat: ChatTurn[] = [];
+    const place = placeOf(settings, folders);
+    this.saver.asked();
     const job = this.engine.ask(
       {
         model: {
@@ -147,6 +152,7 @@ export class Asking {
         question: entry.question,
         answerTokens: settings.answerTokens,
         sampling: settings.sampling,
+        savedSession: place.file,
         thinking: settings.thinking,
         confirmAbovePrefillMs: settings.confirmAboveSeconds * 1000,
       },
@@ -170,6 +176,7 @@ export class Asking {
       if (this.jobs.get(entry.id) === job) this.fail(entry, error);
     } finally {
       if (this.jobs.get(entry.id) === job) this.jobs.delete(entry.id);
+      this.saver.ended(place);
     }
   }
 
@@ -191,4 +198,12 @@ export class Asking {
   private changed(entry: Entry): void {
     this.listener.onChange(entry, { kind: 'entry' });
   }
+}
+
+/** Where what is read of these folders is kept; nowhere when the limit is 0. */
+function placeOf(settings: Settings, folders: WorkspaceFolder[]): SavePlace {
+  const mostFolderBytes = settings.savedSessionsGB * 1e9;
+  if (mostFolderBytes === 0) return { file: '', mostFolderBytes };
+  const paths = folders.map((folder) => folder.path);
+  return { file: sessionFile(sessionsFolder(), settings.modelPath, paths), mostFolderBytes };
 }

@@ -95,6 +95,13 @@ export const commands: readonly Command[] = [
         name: 'show-thinking',
         description: 'thoughts on standard error also where that is no terminal, and with --json',
       },
+      {
+        name: 'session',
+        value: 'FILE',
+        description:
+          'take over what FILE holds of the folder, and save it there afterwards; auto = a file of ' +
+          'its own for each folder and model in ~/.cache/longsight/sessions',
+      },
       budget,
       { name: 'strict', description: 'fail rather than leave files out' },
     ],

@@ -168,6 +168,8 @@ export function doctorText(result: DoctorResult): string {
         (memory.fits ? 'fits' : `at most ${formatCount(memory.largestContextTokens)} tokens fit`),
     ]);
   }
+  const { folder, files, bytes } = result.sessions;
+  rows.push(['Sessions', `${files} saved, ${formatBytes(bytes)}, in ${folder}`]);
   for (const problem of result.problems) {
     rows.push(['Problem', `${problem.message} ${problem.action}`]);
   }

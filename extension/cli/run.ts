@@ -2,13 +2,16 @@
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { EngineError, isCancelled, toErrorInfo } from '../engine/errors';
-import type { Engine, JobOptions } from '../engine/client';
+import type { AskAnswer, Engine, JobOptions } from '../engine/client';
+import type { SavePlace } from '../engine/idleSaver';
+import { nothingNew } from '../engine/protocol';
 import type {
   EngineErrorInfo,
   Event,
   ModelRequest,
   SampleAttentionParams,
 } from '../engine/protocol';
+import { defaultFolderBytes, sessionFile, sessionsFolder } from '../engine/sessionStore';
 import { errorText } from '../status/format';
 import { commandHelp, generalHelp } from './help';
 import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
@@ -115,6 +118,7 @@ async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
     confirmAbovePrefillMs: 0,
   };
   const model = await run.model();
+  const place = placeOf(args, run, model.path, body.workspace.folders[0]!.path);
   return async (engine, options) => {
     let streamed = '';
     const onEvent = (event: Event) => {
@@ -124,24 +128,58 @@ async function prepareAsk(args: Arguments, run: CommandRun): Promise<Action> {
       run.write(event.text);
       streamed += event.text;
     };
-    const answer = await engine.ask({ ...body, model }, { ...options, onEvent }).result;
-    if (run.json) {
-      const citations = answer.citations.map(({ path: file, startLine, endLine, status }) => ({
-        path: file,
-        startLine,
-        endLine,
-        status,
-      }));
-      const { thinking, files, stats } = answer;
-      run.print({ answer: answer.answer, thinking, citations, files, stats });
-      return 0;
-    }
-    run.write(answer.answer.slice(streamed.length));
-    if (!answer.answer.endsWith('\n')) run.write('\n');
-    run.write(citationsText(answer));
-    run.note(`\n${statsText(answer.stats)}`);
-    return 0;
+    const answer = await engine.ask(
+      { ...body, savedSession: place.file, model },
+      { ...options, onEvent },
+    ).result;
+    showAnswer(answer, streamed.length, run);
+    return place.file === '' ? 0 : saveSession(engine, place, options, run);
   };
+}
+
+function showAnswer(answer: AskAnswer, streamedLength: number, run: CommandRun): void {
+  if (run.json) {
+    const citations = answer.citations.map(({ path: file, startLine, endLine, status }) => ({
+      path: file,
+      startLine,
+      endLine,
+      status,
+    }));
+    const { thinking, files, stats } = answer;
+    run.print({ answer: answer.answer, thinking, citations, files, stats });
+    return;
+  }
+  run.write(answer.answer.slice(streamedLength));
+  if (!answer.answer.endsWith('\n')) run.write('\n');
+  run.write(citationsText(answer));
+  run.note(`\n${statsText(answer.stats)}`);
+}
+
+/** Where `--session` says; nowhere without it. */
+function placeOf(args: Arguments, run: CommandRun, model: string, folder: string): SavePlace {
+  const named = args.text('session');
+  if (named === undefined) return { file: '', mostFolderBytes: 0 };
+  if (named === 'auto') {
+    const store = sessionsFolder(run.env);
+    return { file: sessionFile(store, model, [folder]), mostFolderBytes: defaultFolderBytes };
+  }
+  return { file: path.resolve(run.cwd, args.required('session')), mostFolderBytes: 0 };
+}
+
+/** The answer is out already: what goes wrong now is a note, and the exit status. */
+async function saveSession(
+  engine: Engine,
+  place: SavePlace,
+  options: JobOptions,
+  run: CommandRun,
+): Promise<number> {
+  try {
+    const { saved, reason } = await engine.save(place, options).result;
+    return saved || reason === nothingNew ? 0 : failed;
+  } catch (error) {
+    run.note(`longsight: The session was not saved. ${errorText(toErrorInfo(error))}\n`);
+    return isCancelled(error) ? interrupted : failed;
+  }
 }
 
 async function preparePack(args: Arguments, run: CommandRun): Promise<Action> {
@@ -233,6 +271,7 @@ function workspaceOf(args: Arguments, run: CommandRun) {
 export class CommandRun {
   readonly json: boolean;
   readonly cwd: string;
+  readonly env: NodeJS.ProcessEnv;
   readonly params: SampleAttentionParams;
   private readonly modelOptions: Omit<ModelRequest, 'path'>;
   private readonly progress: ProgressLine;
@@ -250,6 +289,7 @@ export class CommandRun {
     this.json = args.has('json');
     this.verbose = args.has('verbose');
     this.cwd = terminal.cwd;
+    this.env = terminal.env;
     const rewritable = terminal.rewritable && !this.json;
     this.thoughtsShown = rewritable || args.has('show-thinking');
     this.progress = new ProgressLine(terminal.stderr, rewritable, this.thoughtsShown);

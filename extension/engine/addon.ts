@@ -117,6 +117,14 @@ export interface ScoreOutcome {
   top1Agreement?: number;
 }
 
+export type ByteProgress = (doneBytes: number, totalBytes: number) => void;
+
+export interface SavedRows {
+  tokens: number;
+  /** Of the file. */
+  bytes: number;
+}
+
 /** One KV cache. One operation at a time: a second one throws `internal` while one runs. */
 export interface NativeSession {
   /** Rows of the KV cache. */
@@ -140,6 +148,18 @@ export interface NativeSession {
     options: { tail: number; againstDense: boolean },
     onEvent: (event: SessionEvent) => void,
   ): Promise<ScoreOutcome>;
+  /**
+   * Writes the first `rows` rows at most, whole sparse segments only, to a file that takes the place
+   * of `path` in one step, readable by this user only. Until then `path` stays as it was.
+   */
+  save(path: string, rows: number, onProgress: ByteProgress): Promise<SavedRows>;
+  /** Length of the file that `save` would write. */
+  savedBytes(rows: number): number;
+  /**
+   * Fills the cache with saved rows. What cannot be used rejects with `notSessionFile`,
+   * `damagedSessionFile` or `otherSessionFile` (another model, build, cache type or size).
+   */
+  restore(path: string, onProgress: ByteProgress): Promise<SavedRows>;
   /** Stops the running operation: it rejects with code `cancelled`. Whole segments stay reusable. */
   cancel(): void;
   /** Forgets the rows of the KV cache. */

@@ -4,20 +4,14 @@ import { readLine, withoutReadLine } from '../prompt/layout';
 import type { Packing } from '../prompt/pack';
 import { canThink } from '../prompt/template';
 import { opensThought } from '../prompt/thinking';
-import type { GenerateResult, NativeSession, Prompt } from './addon';
+import type { GenerateResult, NativeSession, PrefillPlan, Prompt } from './addon';
 import { Answer } from './answer';
 import { EngineError } from './errors';
 import { beginPhase, progressOf, stoppable, type JobContext } from './job';
+import { restoreRows } from './keeping';
 import type { Loaded, ModelKeeper } from './loading';
 import { packPrompt, promptOf } from './packing';
-import type {
-  AskRequest,
-  AskResult,
-  ChatTurn,
-  EngineStats,
-  FileCounts,
-  ThinkingStats,
-} from './protocol';
+import type { AskRequest, AskResult, ChatTurn, EngineStats, ThinkingStats } from './protocol';
 
 export async function runAsk(
   request: AskRequest,
@@ -31,6 +25,7 @@ export async function runAsk(
     progressOf(context, 'load', 'bytes').bytes,
     context.signal,
   );
+  await restoreRows(loaded, request.savedSession, context);
   const { session } = loaded;
   const { contextTokens } = session;
   const answerTokens = tokensToGenerate(request, loaded);
@@ -49,7 +44,9 @@ export async function runAsk(
   requireFiles(packing, contextTokens);
   const prompt = await promptOf(parts, params, loaded, context);
   requireRoom(prompt.tokens.length, answerTokens, contextTokens);
-  await announce(request, session, prompt, packing.counts, packing.usedTokens, context);
+  const plan = await session.plan(prompt);
+  loaded.kept.begin(prompt, plan.reusedTokens);
+  await announce(request, session, prompt, plan, packing, context);
 
   beginPhase(context, 'prefill');
   const answer = new Answer(context, {
@@ -82,11 +79,10 @@ async function announce(
   request: AskRequest,
   session: NativeSession,
   prompt: Prompt,
-  files: FileCounts,
-  workspaceTokens: number,
+  plan: PrefillPlan,
+  { counts: files, usedTokens }: Packing,
   context: JobContext,
 ): Promise<void> {
-  const plan = await session.plan(prompt);
   context.send({ type: 'plan', ...plan, files });
   const limitMs = request.confirmAbovePrefillMs;
   if (limitMs <= 0 || plan.predictedPrefillMs <= limitMs) return;
@@ -94,7 +90,7 @@ async function announce(
     type: 'confirm',
     predictedPrefillMs: plan.predictedPrefillMs,
     computedTokens: plan.computedTokens,
-    suggestedBudgetTokens: await budgetWithin(limitMs, session, prompt, workspaceTokens),
+    suggestedBudgetTokens: await budgetWithin(limitMs, session, prompt, usedTokens),
   });
   await context.proceeded();
 }

@@ -23,6 +23,8 @@ import type {
   PackResult,
   Phase,
   ResultEvent,
+  SaveRequest,
+  SaveResult,
   ScoreRequest,
   ScoreResult,
   Stats,
@@ -101,6 +103,14 @@ export class Engine {
     return this.submit({ type: 'ask', ...body }, options);
   }
 
+  /**
+   * Saves what was read of the workspace. Every other request goes first: it stops a save that runs
+   * or waits, which then rejects with `cancelled`.
+   */
+  save(body: Body<SaveRequest>, options: JobOptions = {}): Job<SaveResult> {
+    return this.submit({ type: 'save', ...body }, options);
+  }
+
   pack(body: Body<PackRequest>, options: JobOptions = {}): Job<PackResult> {
     return this.submit({ type: 'pack', ...body }, options);
   }
@@ -165,6 +175,7 @@ export class Engine {
     const onAbort = () => this.cancel(job);
     if (options.signal?.aborted) queueMicrotask(onAbort);
     else options.signal?.addEventListener('abort', onAbort, { once: true });
+    if (request.type !== 'save') this.cancelSaves();
     this.waiting.push(job);
     // The caller gets its handle before the first event.
     queueMicrotask(() => this.next());
@@ -237,6 +248,12 @@ export class Engine {
       child?.kill();
     }, unansweredCancelMs);
     timer.unref();
+  }
+
+  private cancelSaves(): void {
+    for (const job of [...this.waiting, this.running]) {
+      if (job?.request.type === 'save') this.cancel(job);
+    }
   }
 
   private startChild(): EngineChild {

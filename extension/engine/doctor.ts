@@ -4,6 +4,7 @@ import { isCancelled, toErrorInfo } from './errors';
 import type { JobContext } from './job';
 import type { ModelKeeper } from './loading';
 import type { DoctorRequest, DoctorResult, ModelReport } from './protocol';
+import { listSessions, sessionsFolder } from './sessionStore';
 import { glibcVersion } from './system';
 
 /** Fails only when cancelled: whatever else goes wrong is a line of `problems`. */
@@ -20,6 +21,7 @@ export async function runDoctor(
     devices: [],
     cpuFeatures: [],
     kernels: { attention: '', linear: '' },
+    sessions: await savedSessions(),
     problems: [],
   };
   const cuda = { name: 'cuda', usable: false, reason: 'this version computes on the CPU only' };
@@ -54,6 +56,13 @@ function reportOf(spec: ModelSpec): ModelReport {
   const { path, name, architecture, layers, heads, kvHeads, headDim, contextTokens, fileType } =
     spec;
   return { path, name, architecture, layers, heads, kvHeads, headDim, contextTokens, fileType };
+}
+
+async function savedSessions(): Promise<DoctorResult['sessions']> {
+  const folder = sessionsFolder();
+  const sessions = await listSessions(folder);
+  const bytes = sessions.reduce((sum, session) => sum + session.bytes, 0);
+  return { folder, files: sessions.length, bytes };
 }
 
 function platformText(): string {

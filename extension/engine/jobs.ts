@@ -6,6 +6,7 @@ import { runDoctor } from './doctor';
 import { cancelled, toErrorInfo } from './errors';
 import { runEvaluate } from './evaluating';
 import type { JobContext } from './job';
+import { runSave } from './keeping';
 import { ModelKeeper, unlessAborted } from './loading';
 import type { Event, JobRequest, Request, ResultEvent } from './protocol';
 import { runPack } from './packing';
@@ -98,6 +99,8 @@ export class Jobs {
     switch (request.type) {
       case 'ask':
         return runAsk(request, this.keeper, context);
+      case 'save':
+        return runSave(request, this.keeper, context);
       case 'pack':
         return runPack(request, this.keeper, context);
       case 'score':

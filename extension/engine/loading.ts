@@ -2,6 +2,7 @@
 import { access, constants, stat } from 'node:fs/promises';
 import type { Addon, NativeModel, NativeSession } from './addon';
 import { cancelled, EngineError, invalidParams } from './errors';
+import { Kept } from './keeping';
 import { defaultParams } from './params';
 import type { KvCacheType, MemoryEstimate, ModelRequest, SampleAttentionParams } from './protocol';
 import { TokenCache } from './tokenCache';
@@ -20,6 +21,7 @@ export interface OpenModel {
 
 export interface Loaded extends OpenModel {
   session: NativeSession;
+  kept: Kept;
 }
 
 export type LoadProgress = (doneBytes: number, totalBytes: number) => void;
@@ -57,6 +59,11 @@ export class ModelKeeper {
       signal,
       this.inTurn(() => this.switchSession(request, need, onProgress)),
     );
+  }
+
+  /** The session of the last request; undefined when there is none. */
+  openedSession(): Loaded | undefined {
+    return this.session?.loaded;
   }
 
   /** Size of the context that a question would get, without loading weights. */
@@ -110,7 +117,7 @@ export class ModelKeeper {
       { contextTokens, threads, ropeBaseScale, kvCache },
       onProgress,
     );
-    const loaded = { model, tokens, session };
+    const loaded = { model, tokens, session, kept: new Kept() };
     this.session = { key, request, loaded };
     return loaded;
   }

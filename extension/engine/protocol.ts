@@ -219,6 +219,18 @@ export interface ScoreResult {
   top1Agreement?: number;
 }
 
+/** Reason of a save that had nothing to do. */
+export const nothingNew = 'nothing new';
+
+export interface SaveResult {
+  saved: boolean;
+  /** Why nothing was saved. */
+  reason: string;
+  tokens: number;
+  /** Of the file. */
+  bytes: number;
+}
+
 export interface BenchRow {
   tokens: number;
   prefillMs: number;
@@ -269,6 +281,8 @@ export interface DoctorResult {
   kernels: { attention: string; linear: string };
   model?: ModelReport;
   memory?: MemoryEstimate & { kvCache: KvCacheType };
+  /** Saved sessions on this machine. */
+  sessions: { folder: string; files: number; bytes: number };
   /** What does not work here, each with its way out; empty when all is well. */
   problems: EngineErrorInfo[];
 }
@@ -329,8 +343,19 @@ export interface AskRequest extends Addressed {
   sampling: Sampling;
   /** A reasoning model may think before it answers. */
   thinking: boolean;
+  /** File from which a new session takes over rows before it computes; empty = none. */
+  savedSession: string;
   /** Predictions above this pause before prefill with a `confirm` event; 0 = never. */
   confirmAbovePrefillMs: number;
+}
+
+/** Saves the rows of the workspace that was last asked about. Any other request stops it. */
+export interface SaveRequest extends Addressed {
+  type: 'save';
+  /** Absolute path. */
+  file: string;
+  /** Most that all saved sessions in its folder may take; 0 = no limit, and none is deleted. */
+  mostFolderBytes: number;
 }
 
 export interface PackRequest extends Addressed {
@@ -389,6 +414,7 @@ export interface ProceedRequest extends Addressed {
 
 export type JobRequest =
   | AskRequest
+  | SaveRequest
   | PackRequest
   | ScoreRequest
   | BenchRequest
@@ -407,6 +433,7 @@ export type Phase =
   | 'firstToken'
   | 'thinking'
   | 'decode'
+  | 'save'
   | 'done';
 
 /**
@@ -476,7 +503,14 @@ export interface EvaluatedEvent extends Addressed, EvaluationProgress {
 
 export interface ResultEvent extends Addressed {
   type: 'result';
-  result: AskResult | PackResult | ScoreResult | BenchResult | EvaluationResult | DoctorResult;
+  result:
+    | AskResult
+    | SaveResult
+    | PackResult
+    | ScoreResult
+    | BenchResult
+    | EvaluationResult
+    | DoctorResult;
 }
 
 export interface ErrorEvent extends Addressed {

@@ -10,7 +10,7 @@ const mostTokens = 2 ** 24;
 
 /** Throws `invalidParams` with the value and its range. */
 export function requireValidRequest(request: JobRequest): void {
-  if (request.type === 'doctor') return;
+  if (request.type === 'doctor' || request.type === 'save') return;
   requireModelNumbers(request.model);
   if (request.type === 'pack') return requireInteger('budget', request.workspace.budgetTokens, 0);
   if (request.type === 'evaluate') return requireValidPlan(request);

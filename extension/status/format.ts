@@ -79,6 +79,7 @@ const phaseNames: Record<Phase, string> = {
   firstToken: 'First token',
   thinking: 'Thinking',
   decode: 'Answering',
+  save: 'Saving the session',
   done: 'Done',
 };
 

@@ -36,6 +36,12 @@ const char* stopReasonName(StopReason reason) {
   return "length";
 }
 
+int64_t wholeNumber(double value, const char* name) {
+  if (!(std::abs(value) <= 0x1p53) || value != std::floor(value))
+    throw wrongType(name, "a whole number");
+  return static_cast<int64_t>(value);
+}
+
 int32_t int32Of(double value, const char* name) {
   if (!(value >= INT32_MIN && value <= INT32_MAX) || value != std::floor(value))
     throw wrongType(name, "a 32-bit whole number");
@@ -84,6 +90,16 @@ Napi::Function functionArgument(const Napi::CallbackInfo& info, size_t index, co
   return info[index].As<Napi::Function>();
 }
 
+std::string stringArgument(const Napi::CallbackInfo& info, size_t index, const char* name) {
+  if (!info[index].IsString()) throw wrongType(name, "a string");
+  return info[index].As<Napi::String>().Utf8Value();
+}
+
+int64_t integerArgument(const Napi::CallbackInfo& info, size_t index, const char* name) {
+  if (!info[index].IsNumber()) throw wrongType(name, "a number");
+  return wholeNumber(info[index].As<Napi::Number>().DoubleValue(), name);
+}
+
 double numberField(const Napi::Object& object, const char* name) {
   const Napi::Value value = object.Get(name);
   if (!value.IsNumber()) throw wrongType(name, "a number");
@@ -91,10 +107,7 @@ double numberField(const Napi::Object& object, const char* name) {
 }
 
 int64_t integerField(const Napi::Object& object, const char* name) {
-  const double value = numberField(object, name);
-  if (!(std::abs(value) <= 0x1p53) || value != std::floor(value))
-    throw wrongType(name, "a whole number");
-  return static_cast<int64_t>(value);
+  return wholeNumber(numberField(object, name), name);
 }
 
 bool booleanField(const Napi::Object& object, const char* name) {
@@ -293,6 +306,13 @@ Napi::Value toJs(Napi::Env env, const ScoreOutcome& outcome) {
   object.Set("attention", toJs(env, outcome.attention));
   if (outcome.kl) object.Set("kl", number(env, *outcome.kl));
   if (outcome.top1Agreement) object.Set("top1Agreement", number(env, *outcome.top1Agreement));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const SavedRows& saved) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("tokens", number(env, saved.rows));
+  object.Set("bytes", number(env, saved.bytes));
   return object;
 }
 

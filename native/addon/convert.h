@@ -14,6 +14,9 @@ namespace longsight {
 Napi::Object objectArgument(const Napi::CallbackInfo& info, size_t index, const char* name);
 Napi::Function functionArgument(const Napi::CallbackInfo& info, size_t index, const char* name);
 
+std::string stringArgument(const Napi::CallbackInfo& info, size_t index, const char* name);
+int64_t integerArgument(const Napi::CallbackInfo& info, size_t index, const char* name);
+
 double numberField(const Napi::Object& object, const char* name);
 int64_t integerField(const Napi::Object& object, const char* name);
 bool booleanField(const Napi::Object& object, const char* name);
@@ -36,5 +39,6 @@ Napi::Value toJs(Napi::Env env, const PrefillPlan& plan);
 Napi::Value toJs(Napi::Env env, const PrefillProgress& progress);
 Napi::Value toJs(Napi::Env env, const GenerateResult& result);
 Napi::Value toJs(Napi::Env env, const ScoreOutcome& outcome);
+Napi::Value toJs(Napi::Env env, const SavedRows& saved);
 
 }  // namespace longsight

@@ -121,4 +121,19 @@ Napi::Promise startJob(Napi::Env env, Napi::Function listener, std::function<voi
   return promise;
 }
 
+std::function<void(uint64_t, uint64_t)> byteProgressTo(const EmitEvent& emit) {
+  constexpr uint64_t kSteps = 100;
+  return [emit, lastStep = kSteps + 1](uint64_t doneBytes, uint64_t totalBytes) mutable {
+    const uint64_t step = totalBytes ? doneBytes * kSteps / totalBytes : kSteps;
+    if (step == lastStep) return;
+    lastStep = step;
+    emit([doneBytes, totalBytes](Napi::Env env) -> Napi::Value {
+      Napi::Array arguments = Napi::Array::New(env, 2);
+      arguments.Set(0u, static_cast<double>(doneBytes));
+      arguments.Set(1u, static_cast<double>(totalBytes));
+      return arguments;
+    });
+  };
+}
+
 }  // namespace longsight

@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,6 +21,10 @@ using EmitEvent = std::function<void(MakeValue)>;
 // environment goes away while the work runs; it must make the work end soon.
 Napi::Promise startJob(Napi::Env env, Napi::Function listener, std::function<void()> cancel,
                        std::function<MakeValue(const EmitEvent&)> work);
+
+// Progress of a job that counts bytes: calls its listener with (doneBytes, totalBytes), each time
+// another hundredth is done, since JavaScript need not hear of every block. For one thread.
+std::function<void(uint64_t, uint64_t)> byteProgressTo(const EmitEvent& emit);
 
 // A JavaScript Error with `code` and `action` for what is being handled in a catch block.
 Napi::Error currentError(Napi::Env env);

@@ -17,9 +17,6 @@ Napi::Value toInt32Array(Napi::Env env, const std::vector<int32_t>& values) {
   return array;
 }
 
-// JavaScript need not hear of every block that was read.
-constexpr uint64_t kProgressSteps = 100;
-
 }  // namespace
 
 Napi::Function NativeModel::define(Napi::Env env) {
@@ -148,19 +145,7 @@ Napi::Value NativeModel::createSession(const Napi::CallbackInfo& info) {
     return startJob(
         env, listener, [cancel] { cancel->set(); },
         [=](const EmitEvent& emit) -> MakeValue {
-          uint64_t lastStep = kProgressSteps + 1;
-          auto onProgress = [&](uint64_t doneBytes, uint64_t totalBytes) {
-            const uint64_t step =
-                totalBytes ? doneBytes * kProgressSteps / totalBytes : kProgressSteps;
-            if (step == lastStep) return;
-            lastStep = step;
-            emit([doneBytes, totalBytes](Napi::Env callEnv) -> Napi::Value {
-              Napi::Array arguments = Napi::Array::New(callEnv, 2);
-              arguments.Set(0u, static_cast<double>(doneBytes));
-              arguments.Set(1u, static_cast<double>(totalBytes));
-              return arguments;
-            });
-          };
+          const auto onProgress = byteProgressTo(emit);
           auto session = std::make_shared<Session>(model, chosen, *cancel, onProgress);
           return [session](Napi::Env callEnv) -> Napi::Value {
             return NativeSession::create(callEnv, session);

@@ -1,5 +1,8 @@
 #include "addon/native_session.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "addon/convert.h"
 #include "addon/instance.h"
 #include "addon/job.h"
@@ -30,6 +33,20 @@ SessionEvents eventsTo(const EmitEvent& emit) {
   return events;
 }
 
+// While it lives, what this thread reads and writes waits for everybody else's.
+class IdleDiskPriority {
+ public:
+  IdleDiskPriority() { set(kIdleClass); }
+  ~IdleDiskPriority() { set(0); }
+  IdleDiskPriority(const IdleDiskPriority&) = delete;
+  IdleDiskPriority& operator=(const IdleDiskPriority&) = delete;
+
+ private:
+  // ioprio_set(2), which has no header: class 3 in the upper bits, this thread.
+  static constexpr int kIdleClass = 3 << 13, kProcess = 1;
+  static void set(int priority) { syscall(SYS_ioprio_set, kProcess, 0, priority); }
+};
+
 template <typename Result>
 MakeValue makeJs(Result result) {
   return [result = std::move(result)](Napi::Env env) { return toJs(env, result); };
@@ -38,14 +55,17 @@ MakeValue makeJs(Result result) {
 }  // namespace
 
 Napi::Function NativeSession::define(Napi::Env env) {
-  return DefineClass(env, "NativeSession",
-                     {InstanceAccessor<&NativeSession::contextTokens>("contextTokens"),
-                      InstanceMethod<&NativeSession::plan>("plan"),
-                      InstanceMethod<&NativeSession::generate>("generate"),
-                      InstanceMethod<&NativeSession::score>("score"),
-                      InstanceMethod<&NativeSession::cancel>("cancel"),
-                      InstanceMethod<&NativeSession::reset>("reset"),
-                      InstanceMethod<&NativeSession::dispose>("dispose")});
+  return DefineClass(
+      env, "NativeSession",
+      {InstanceAccessor<&NativeSession::contextTokens>("contextTokens"),
+       InstanceMethod<&NativeSession::plan>("plan"),
+       InstanceMethod<&NativeSession::generate>("generate"),
+       InstanceMethod<&NativeSession::score>("score"), InstanceMethod<&NativeSession::save>("save"),
+       InstanceMethod<&NativeSession::savedBytes>("savedBytes"),
+       InstanceMethod<&NativeSession::restore>("restore"),
+       InstanceMethod<&NativeSession::cancel>("cancel"),
+       InstanceMethod<&NativeSession::reset>("reset"),
+       InstanceMethod<&NativeSession::dispose>("dispose")});
 }
 
 Napi::Object NativeSession::create(Napi::Env env, std::shared_ptr<Session> session) {
@@ -122,6 +142,48 @@ Napi::Value NativeSession::score(const Napi::CallbackInfo& info) {
           return makeJs(session->score(prompt, tail, againstDense, eventsTo(emit)));
         });
   });
+}
+
+Napi::Value NativeSession::save(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::string path = stringArgument(info, 0, "path");
+    const int64_t rows = integerArgument(info, 1, "rows");
+    return withFile(info, 2, [path, rows](Session& session, const FileProgress& onProgress) {
+      // Whoever waits for the disk goes first.
+      const IdleDiskPriority idle;
+      return session.save(path, rows, onProgress);
+    });
+  });
+}
+
+Napi::Value NativeSession::savedBytes(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::shared_ptr<void> held = occupy();
+    return Napi::Number::New(
+        info.Env(), static_cast<double>(session_->savedBytes(integerArgument(info, 0, "rows"))));
+  });
+}
+
+Napi::Value NativeSession::restore(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::string path = stringArgument(info, 0, "path");
+    return withFile(info, 1, [path](Session& session, const FileProgress& onProgress) {
+      return session.restore(path, onProgress);
+    });
+  });
+}
+
+Napi::Value NativeSession::withFile(const Napi::CallbackInfo& info, size_t listenerIndex,
+                                    FileWork work) {
+  const Napi::Function listener = functionArgument(info, listenerIndex, "onProgress");
+  std::shared_ptr<void> hold = occupy();
+  return startJob(
+      info.Env(), listener, [session = session_] { session->cancel(); },
+      [session = session_, work = std::move(work),
+       hold = std::move(hold)](const EmitEvent& emit) mutable -> MakeValue {
+        const std::shared_ptr<void> held = std::move(hold);
+        return makeJs(work(*session, byteProgressTo(emit)));
+      });
 }
 
 void NativeSession::cancel(const Napi::CallbackInfo&) {

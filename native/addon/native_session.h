@@ -22,9 +22,15 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
   Napi::Value plan(const Napi::CallbackInfo& info);
   Napi::Value generate(const Napi::CallbackInfo& info);
   Napi::Value score(const Napi::CallbackInfo& info);
+  Napi::Value save(const Napi::CallbackInfo& info);
+  Napi::Value savedBytes(const Napi::CallbackInfo& info);
+  Napi::Value restore(const Napi::CallbackInfo& info);
   void cancel(const Napi::CallbackInfo& info);
   void reset(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
+
+  using FileWork = std::function<SavedRows(Session&, const FileProgress&)>;
+  Napi::Value withFile(const Napi::CallbackInfo& info, size_t listenerIndex, FileWork work);
 
   // Marks the session as in use until the returned object is gone; throws when it is in use.
   std::shared_ptr<void> occupy();

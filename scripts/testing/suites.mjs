@@ -167,6 +167,7 @@ async function inTemporaryHome(model, body) {
         CODE_SERVER_HOME: codeServerHome,
         HOME: path.join(folder, 'home'),
         XDG_DATA_HOME: dataHome,
+        XDG_CACHE_HOME: path.join(folder, 'cache'),
         LONGSIGHT_VSIX: inRoot(`longsight-linux-x64-${version}.vsix`),
         LONGSIGHT_TEST_MODEL: copy,
       },

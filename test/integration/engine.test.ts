@@ -39,6 +39,7 @@ function question(over: Partial<AskBody> = {}): AskBody {
     answerTokens: 12,
     sampling: { ...defaultSampling },
     thinking: false,
+    savedSession: '',
     confirmAbovePrefillMs: 0,
     ...over,
   };

@@ -78,6 +78,7 @@ describe('integration: a model that thinks', function () {
         answerTokens: 64,
         sampling: { ...defaultSampling },
         thinking: true,
+        savedSession: '',
         confirmAbovePrefillMs: 0,
         ...over,
       },

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import path from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import { Asking, type AskingHost } from '../../../extension/chat/asking';
 import { Conversation } from '../../../extension/chat/conversation';
@@ -7,7 +8,9 @@ import type { AskAnswer, Job, JobOptions } from '../../../extension/engine/clien
 import { cancelled, EngineError, invalidParams } from '../../../extension/engine/errors';
 import { defaultParams } from '../../../extension/engine/params';
 import type { AskRequest } from '../../../extension/engine/protocol';
+import type { SavePlace } from '../../../extension/engine/idleSaver';
 import { defaultSampling } from '../../../extension/engine/sampling';
+import { sessionFile, sessionsFolder } from '../../../extension/engine/sessionStore';
 import { event, resultEvent } from './examples';
 
 type Body = Omit<AskRequest, 'type' | 'sessionId' | 'requestId'>;
@@ -54,12 +57,14 @@ describe('chat/asking', () => {
   let model: string;
   let chosen: (path: string | undefined) => void;
   let dialogs: number;
+  let saves: string[];
 
   beforeEach(() => {
     engine = new PlayedEngine();
     conversation = new Conversation();
     model = '/models/a.gguf';
     dialogs = 0;
+    saves = [];
     host = {
       settings: (): Settings => ({
         modelPath: model,
@@ -70,6 +75,7 @@ describe('chat/asking', () => {
         answerTokens: 64,
         thinking: false,
         confirmAboveSeconds: 30,
+        savedSessionsGB: 8,
         params: { ...defaultParams },
         sampling: { ...defaultSampling, temperature: 0.5 },
       }),
@@ -81,7 +87,12 @@ describe('chat/asking', () => {
       },
       log: () => undefined,
     };
-    asking = new Asking(conversation, engine, host, {
+    const saver = {
+      asked: () => void saves.push('asked'),
+      ended: ({ file, mostFolderBytes }: SavePlace) =>
+        void saves.push(`ended ${path.basename(file)} ${mostFolderBytes}`),
+    };
+    asking = new Asking(conversation, engine, saver, host, {
       onChange: () => undefined,
       onEvent: () => undefined,
       onCleared: () => undefined,
@@ -109,6 +120,22 @@ describe('chat/asking', () => {
       budgetTokens: 0,
       strict: false,
     });
+  });
+
+  it('names the saved session of these folders, and has it saved when the question has ended', async () => {
+    asking.ask('Why?');
+    await turn();
+    const { savedSession } = engine.last.body;
+    assert.equal(savedSession, sessionFile(sessionsFolder(), '/models/a.gguf', ['/app']));
+    assert.deepEqual(saves, ['asked']);
+    engine.last.reject(cancelled());
+    await turn();
+    assert.deepEqual(saves, ['asked', `ended ${path.basename(savedSession)} 8000000000`]);
+    const settings = host.settings();
+    host.settings = () => ({ ...settings, savedSessionsGB: 0 });
+    asking.ask('And now?');
+    await turn();
+    assert.equal(engine.last.body.savedSession, '');
   });
 
   it('asks nothing for an empty question', async () => {
@@ -174,6 +201,7 @@ describe('chat/asking', () => {
       answerTokens: 1,
       thinking: false,
       confirmAboveSeconds: 0,
+      savedSessionsGB: 0,
       params: { ...defaultParams },
       sampling: { ...defaultSampling },
     });

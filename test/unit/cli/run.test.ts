@@ -15,7 +15,7 @@ class FakeEngine {
   disposed = 0;
   events: Partial<Event>[] = [];
 
-  constructor(private readonly results: Record<string, unknown>) {}
+  constructor(readonly results: Record<string, unknown>) {}
 
   private job(name: string, body: Record<string, unknown>, options: JobOptions) {
     this.asked.push([name, body]);
@@ -28,6 +28,7 @@ class FakeEngine {
   pack = (body: object, options: JobOptions) => this.job('pack', { ...body }, options);
   score = (body: object, options: JobOptions) => this.job('score', { ...body }, options);
   bench = (body: object, options: JobOptions) => this.job('bench', { ...body }, options);
+  save = (body: object, options: JobOptions) => this.job('save', { ...body }, options);
   doctor = (body: object, options: JobOptions) => this.job('doctor', { ...body }, options);
   dispose = async () => void this.disposed++;
 }
@@ -78,6 +79,7 @@ const doctor: DoctorResult = {
   devices: [{ name: 'cpu', usable: true, reason: 'avx2' }],
   cpuFeatures: ['avx2'],
   kernels: { attention: 'avx2', linear: 'ggml' },
+  sessions: { folder: '/c/longsight/sessions', files: 2, bytes: 3 * 2 ** 30 },
   problems: [],
 };
 
@@ -99,6 +101,7 @@ describe('cli/run', () => {
       score: { tokens: 10, nll: 1, perplexity: Math.E, density: 1, sparseDensity: null },
       bench: { results: [] },
       doctor,
+      save: { saved: true, reason: '', tokens: 5, bytes: 100 },
     });
     parts = {
       terminal: {
@@ -147,6 +150,7 @@ describe('cli/run', () => {
       sampling: { ...defaultSampling },
       thinking: false,
       params: { ...defaultParams },
+      savedSession: '',
       confirmAbovePrefillMs: 0,
       model: {
         path: '/models/found.gguf',
@@ -208,6 +212,37 @@ describe('cli/run', () => {
       budgetTokens: 1000,
       strict: true,
     });
+  });
+
+  it('restores and saves a session where --session says', async () => {
+    const places = () =>
+      engine.asked.map(([kind, asked]) => [kind, asked]) as [string, Record<string, string>][];
+    assert.equal(await ask('--session', 'my.session'), 0, err);
+    assert.equal(places()[0]![1].savedSession, '/w/my.session');
+    assert.deepEqual(places()[1], ['save', { file: '/w/my.session', mostFolderBytes: 0 }]);
+
+    engine.asked.length = 0;
+    parts.terminal.env = { XDG_CACHE_HOME: '/cache' };
+    assert.equal(await ask('--session', 'auto'), 0, err);
+    const { file, mostFolderBytes } = places()[1]![1];
+    assert.equal(file, places()[0]![1].savedSession);
+    assert.match(file!, /^\/cache\/longsight\/sessions\/[0-9a-f]{32}\.session$/);
+    assert.equal(mostFolderBytes, 8e9);
+
+    engine.asked.length = 0;
+    assert.equal(await ask(), 0);
+    assert.deepEqual(
+      places().map(([kind]) => kind),
+      ['ask'],
+    );
+  });
+
+  it('prints the answer and fails when the session cannot be saved', async () => {
+    engine.results.save = new EngineError('writeFailed', 'Disk full.', 'Free some space.');
+    assert.equal(await ask('--session', 'my.session', '--json'), 1);
+    assert.equal(out.split('\n').length, 2);
+    assert.equal(JSON.parse(out).answer, answer.answer);
+    assert.match(err, /not saved\. Disk full\. Free some space\./);
   });
 
   it('takes a bias as JSON too', async () => {

@@ -31,6 +31,7 @@ describe('config', () => {
       answerTokens: 512,
       thinking: false,
       confirmAboveSeconds: 30,
+      savedSessionsGB: 8,
       params: defaultParams,
       sampling: defaultSampling,
     });

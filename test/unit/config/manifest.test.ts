@@ -126,7 +126,15 @@ describe('package.json', () => {
     }
     assert.deepEqual(
       manifest.contributes.commands.map((command) => command.title),
-      ['Ask Workspace…', 'Stop', 'New Chat', 'Select Model…', 'Show Stats', 'Show Log'],
+      [
+        'Ask Workspace…',
+        'Stop',
+        'New Chat',
+        'Select Model…',
+        'Show Stats',
+        'Show Log',
+        'Delete Saved Sessions',
+      ],
     );
     assert.deepEqual(manifest.activationEvents, []);
   });

@@ -5,15 +5,18 @@ import path from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { Jobs } from '../../../extension/engine/jobs';
 import { defaultParams } from '../../../extension/engine/params';
-import type {
-  AskRequest,
-  AskResult,
-  ConfirmEvent,
-  ErrorEvent,
-  Event,
-  JobRequest,
-  PackRequest,
-  PackResult,
+import {
+  nothingNew,
+  type AskRequest,
+  type AskResult,
+  type ConfirmEvent,
+  type ErrorEvent,
+  type Event,
+  type JobRequest,
+  type PackRequest,
+  type PackResult,
+  type SaveRequest,
+  type SaveResult,
 } from '../../../extension/engine/protocol';
 import { defaultSampling } from '../../../extension/engine/sampling';
 import { FakeAddon, memory } from './fakeAddon';
@@ -63,6 +66,7 @@ describe('engine/asking', () => {
     answerTokens: 100,
     sampling: { ...defaultSampling, stop: ['STOP'] },
     thinking: false,
+    savedSession: '',
     confirmAbovePrefillMs: 0,
     ...over,
   });
@@ -371,5 +375,120 @@ describe('engine/asking', () => {
     assert.ok(result.text!.includes('retries = 2'));
     assert.ok(!fake.calls.includes('createSession'));
     assert.ok(!('text' in (await run<PackResult>({ ...pack, withText: false }))));
+  });
+
+  describe('saved sessions', () => {
+    const saved = () => path.join(folder, 'cache', 'project.session');
+    const save = (over: Partial<SaveRequest> = {}): SaveRequest => ({
+      type: 'save',
+      ...address,
+      file: saved(),
+      mostFolderBytes: 0,
+      ...over,
+    });
+    const ask = (over: Partial<AskRequest> = {}) =>
+      run(request({ savedSession: saved(), ...over }));
+    const restart = () => {
+      fake.calls.length = 0;
+      jobs = new Jobs({
+        addon: () => fake.addon,
+        send: (event) => events.push(event),
+        now: () => performance.now(),
+        version: '1',
+      });
+    };
+    const done = (name: string) => fake.calls.filter((call) => call.startsWith(name)).length;
+    const warnings = () =>
+      events.flatMap((event) =>
+        event.type === 'log' && event.level === 'warn' ? [event.text] : [],
+      );
+
+    it('saves the rows of the files, in a phase with progress, and restores them once', async () => {
+      await ask();
+      const { denseFrom } = fake.prompts[0]!;
+      const result = await run<SaveResult>(save());
+      assert.deepEqual(result, { saved: true, reason: '', tokens: denseFrom, bytes: denseFrom });
+      assert.ok(events.some((event) => event.type === 'phase' && event.phase === 'save'));
+      assert.ok(events.some((event) => event.type === 'progress' && event.phase === 'save'));
+      restart();
+      await ask();
+      assert.ok(events.some((event) => event.type === 'progress' && event.phase === 'load'));
+      const plan = events.find((event) => event.type === 'plan');
+      assert.equal(plan?.type === 'plan' && plan.reusedTokens, denseFrom);
+      await ask({ question: 'And why?' });
+      assert.equal(done('restore'), 1);
+      assert.ok(fake.calls.indexOf('restore') < fake.calls.indexOf('generate'));
+    });
+
+    it('writes a file anew only when it would spare less than most of the work', async () => {
+      assert.equal((await run<SaveResult>(save())).saved, false);
+      await ask();
+      assert.equal((await run<SaveResult>(save())).saved, true);
+      assert.equal((await run<SaveResult>(save())).saved, false);
+      await ask({ question: 'Something else?' });
+      assert.equal((await run<SaveResult>(save())).reason, nothingNew);
+      // Restored by another process, it is as good as before.
+      restart();
+      await ask();
+      assert.equal((await run<SaveResult>(save())).saved, false);
+      assert.equal(done('save'), 0);
+      // Other parameters, other files, another place: nothing of that is on the disk.
+      await ask({ params: { ...defaultParams, epsilon: 0.1 } });
+      assert.equal((await run<SaveResult>(save())).saved, true);
+      file('README.md', 'Everything is different here.\n');
+      await ask({ params: { ...defaultParams, epsilon: 0.1 } });
+      assert.equal((await run<SaveResult>(save())).saved, true);
+      const elsewhere = path.join(folder, 'cache', 'other.session');
+      assert.equal((await run<SaveResult>(save({ file: elsewhere }))).saved, true);
+    });
+
+    it('goes on without a file that is damaged or of another session, and replaces it', async () => {
+      for (const code of ['damagedSessionFile', 'otherSessionFile', 'unreadableFile']) {
+        restart();
+        mkdirSync(path.dirname(saved()), { recursive: true });
+        writeFileSync(saved(), 'old');
+        fake.settings.restoreError = Object.assign(new Error('It is bad.'), { code, action: 'A.' });
+        await ask();
+        assert.match(warnings()[0]!, /It is bad\. The workspace is read anew\./);
+        assert.equal((await run<SaveResult>(save())).saved, true, code);
+      }
+    });
+
+    it('takes no file of another kind, and an empty one for none', async () => {
+      mkdirSync(path.dirname(saved()), { recursive: true });
+      writeFileSync(saved(), '');
+      await ask();
+      assert.equal(done('restore'), 0);
+      restart();
+      writeFileSync(saved(), '# Notes');
+      fake.settings.restoreError = Object.assign(new Error('Not a session.'), {
+        code: 'notSessionFile',
+        action: 'A.',
+      });
+      const error = await fail(request({ savedSession: saved() }));
+      assert.equal(error.code, 'notSessionFile');
+      assert.equal(done('generate'), 0);
+    });
+
+    it('says why a session that is too large is not saved', async () => {
+      await ask();
+      const result = await run<SaveResult>(save({ mostFolderBytes: 1 }));
+      assert.equal(result.saved, false);
+      assert.match(result.reason, /of 1 that are allowed/);
+      assert.equal(done('save'), 0);
+      assert.match(warnings()[0]!, /not saved/);
+    });
+
+    it('stops saving when told to', async () => {
+      await ask();
+      fake.settings.hang = true;
+      events = [];
+      jobs.handle(save());
+      while (done('save') === 0) await wait(1);
+      jobs.handle({ type: 'cancel', ...address });
+      const last = await ended();
+      assert.equal(last.type === 'error' && last.error.code, 'cancelled');
+      assert.equal(done('cancel'), 1);
+    });
   });
 });

@@ -100,6 +100,23 @@ describe('engine/client', function () {
     assert.ok(answers[2].stats.phases.loadMs < 40);
   });
 
+  it('stops a save for a question, whether it runs or waits', async () => {
+    const place = { file: '/cache/a.session', mostFolderBytes: 0 };
+    const first = engine.ask(script('wait=60 token=a'));
+    const waiting = engine.save(place);
+    await first.result;
+    await wait(30);
+    const started = performance.now();
+    const second = engine.ask(script('token=b'));
+    await assert.rejects(waiting.result, { code: 'cancelled' });
+    const third = engine.save(place);
+    const fourth = engine.ask(script('token=c'));
+    await assert.rejects(third.result, { code: 'cancelled' });
+    assert.ok((await second.result).answer && (await fourth.result).answer);
+    assert.ok(performance.now() - started < 2000);
+    assert.deepEqual(await engine.save(place).result, { saved: true });
+  });
+
   it('cancels a request that waits without disturbing the one that runs', async () => {
     const first = engine.ask(script('phase=scan wait=150 token=a'));
     const second = engine.ask(script('token=b'));

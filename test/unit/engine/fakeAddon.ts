@@ -2,6 +2,7 @@
  * An addon that plays its part without a model: one token a byte, a scripted answer, and a record
  * of what was asked of it.
  */
+import { statSync, writeFileSync } from 'node:fs';
 import type {
   Addon,
   GenerateResult,
@@ -36,6 +37,7 @@ export interface FakeSettings {
   /** `generate` and `score` wait for `cancel`. */
   hang: boolean;
   openError: Error | null;
+  restoreError: Error | null;
   loadMs: number;
 }
 
@@ -52,6 +54,7 @@ export class FakeAddon {
     afterScores: () => undefined,
     hang: false,
     openError: null,
+    restoreError: null,
     loadMs: 0,
   };
 
@@ -123,6 +126,7 @@ export class FakeAddon {
   }
 
   private session(contextTokens: number): NativeSession {
+    let reusable = 0;
     let stop: ((error: Error) => void) | null = null;
     const hanging = () =>
       new Promise<never>((_resolve, reject) => {
@@ -132,7 +136,7 @@ export class FakeAddon {
       contextTokens,
       plan: async (prompt) => ({
         promptTokens: prompt.tokens.length,
-        reusedTokens: 0,
+        reusedTokens: Math.min(reusable, prompt.tokens.length - 1),
         computedTokens: prompt.tokens.length,
         predictedPrefillMs: prompt.tokens.length * this.settings.predictedMsPerToken,
       }),
@@ -183,6 +187,22 @@ export class FakeAddon {
           attention,
           ...(options.againstDense ? { kl: 0.001, top1Agreement: 0.99 } : {}),
         };
+      },
+      save: async (path, rows, onProgress) => {
+        this.calls.push(`save ${rows}`);
+        if (this.settings.hang) await hanging();
+        onProgress(rows, rows);
+        writeFileSync(path, 'x'.repeat(rows));
+        return { tokens: rows, bytes: rows };
+      },
+      savedBytes: (rows) => rows,
+      restore: async (path, onProgress) => {
+        this.calls.push('restore');
+        if (this.settings.restoreError) throw this.settings.restoreError;
+        const bytes = statSync(path).size;
+        onProgress(bytes, bytes);
+        reusable = bytes;
+        return { tokens: bytes, bytes };
       },
       cancel: () => {
         this.calls.push('cancel');

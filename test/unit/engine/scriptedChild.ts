@@ -17,6 +17,17 @@ process.on('message', async (request) => {
   const send = (event) => process.send({ sessionId, requestId, ...event });
   if (request.type === 'cancel') { cancelled.add(requestId); return; }
   if (request.type === 'proceed') { proceed(); return; }
+  if (request.type === 'save') {
+    for (let i = 0; i < 40; i++) {
+      if (cancelled.has(requestId)) {
+        send({ type: 'error', error: { code: 'cancelled', message: 'c', action: '' } });
+        return;
+      }
+      await wait(10);
+    }
+    send({ type: 'result', result: { saved: true } });
+    return;
+  }
   for (const command of request.question.split(' ')) {
     const [name, value] = command.split('=');
     if (cancelled.has(requestId) && name !== 'deaf') {
@@ -77,6 +88,7 @@ export function script(question: string): Omit<AskRequest, 'type' | 'sessionId' 
     answerTokens: 1,
     sampling: { ...defaultSampling },
     thinking: false,
+    savedSession: '',
     confirmAbovePrefillMs: 0,
   };
 }
