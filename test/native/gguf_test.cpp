@@ -11,6 +11,7 @@
 #include "session/machine.h"
 #include "session/session.h"
 #include "temporary.h"
+#include "tiny_gguf.h"
 #include "tiny_model.h"
 
 namespace longsight::test {
@@ -213,26 +214,29 @@ TEST(Gguf, EveryTruncationIsAnError) {
   EXPECT_NE(errorOf(path).message().find(std::to_string(whole.size() - 100)), std::string::npos);
 }
 
-TEST(Gguf, FlippedBytesNeverCrash) {
-  TinyModel tiny;
-  tiny.type = GGML_TYPE_Q4_0;
-  const std::string whole = readFile(tinyPath("flip.gguf", tiny));
-  const size_t headerBytes = whole.size() - readGguf(temporaryPath("flip.gguf")).weightBytes;
+struct FlipCounts {
+  int refused = 0;
+  int ran = 0;
+};
+
+// Changes up to three of the bytes [begin, end) in each round, and runs what is accepted.
+FlipCounts runWithFlips(const std::string& whole, size_t begin, size_t end, int rounds,
+                        int roundsBetweenSessions) {
   const std::string path = temporaryPath("flipped.gguf");
   std::mt19937 random(9);
-  int refused = 0, ran = 0;
-  for (int round = 0; round < 600; ++round) {
+  FlipCounts counts;
+  for (int round = 0; round < rounds; ++round) {
     std::string bytes = whole;
     const int flips = 1 + static_cast<int>(random() % 3);
     for (int flip = 0; flip < flips; ++flip)
-      bytes[random() % headerBytes] = static_cast<char>(random());
+      bytes[begin + random() % (end - begin)] = static_cast<char>(random());
     writeFile(path, bytes);
     try {
       auto model = std::make_shared<Model>(path);
       std::vector<int32_t> tokens;
       model->tokenizer().tokenize("the quick <|begin|> fox \xff", true, tokens);
       if (tokens.empty()) tokens.push_back(0);
-      if (round % 10 == 0) {
+      if (round % roundsBetweenSessions == 0) {
         Prompt prompt;
         prompt.tokens = tokens;
         prompt.borders = {static_cast<int64_t>(tokens.size())};
@@ -245,13 +249,46 @@ TEST(Gguf, FlippedBytesNeverCrash) {
         options.maxTokens = 3;
         session.generate(prompt, options, {});
       }
-      ++ran;
+      ++counts.ran;
     } catch (const Error&) {
-      ++refused;
+      ++counts.refused;
     }
   }
-  EXPECT_GT(refused, 100);
-  EXPECT_GT(ran, 50);
+  return counts;
+}
+
+TEST(Gguf, FlippedBytesNeverCrash) {
+  TinyModel tiny;
+  tiny.type = GGML_TYPE_Q4_0;
+  const std::string whole = readFile(tinyPath("flip.gguf", tiny));
+  const size_t headerBytes = whole.size() - readGguf(temporaryPath("flip.gguf")).weightBytes;
+  const FlipCounts counts = runWithFlips(whole, 0, headerBytes, 600, 10);
+  EXPECT_GT(counts.refused, 100);
+  EXPECT_GT(counts.ran, 50);
+}
+
+// Sizes, RoPE and names of tensors; the vocabulary between them is left alone.
+TEST(Gguf, FlippedBytesOfEveryArchitectureNeverCrash) {
+  std::vector<TinyGguf> models;
+  for (const std::string arch : {"llama", "qwen2", "qwen3", "internlm2", "chatglm", "glm4"})
+    models.push_back({"flip-" + arch, R"("layers": 1, "feed_forward": 64, "arch": ")" + arch +
+                                          R"(", "keys": {"rope.scaling.type": "yarn",
+                                          "rope.scaling.factor": 4.0,
+                                          "rope.scaling.original_context_length": 64,
+                                          "rope.scaling.yarn_beta_fast": 16.0}, "type": "Q8_0")"});
+  writeTinyGgufs(models);
+  for (const TinyGguf& model : models) {
+    const std::string path = tinyGgufPath(model.name);
+    const std::string whole = readFile(path);
+    const size_t vocabulary = whole.find("tokenizer.ggml.model");
+    const size_t tensors = whole.find("token_embd.weight");
+    ASSERT_LT(vocabulary, tensors);
+    FlipCounts counts = runWithFlips(whole, 24, vocabulary, 150, 1);
+    const FlipCounts names =
+        runWithFlips(whole, tensors, whole.size() - readGguf(path).weightBytes, 50, 1);
+    EXPECT_GT(counts.refused + names.refused, 50) << model.name;
+    EXPECT_GT(counts.ran + names.ran, 5) << model.name;
+  }
 }
 
 TEST(Gguf, FileOf400GigabytesIsRefusedBeforeReading) {
