@@ -1,6 +1,6 @@
 /** `evaluate`: from flags to a plan, from measurements (or kept ones) to table, JSON and plot. */
 import { constants } from 'node:fs';
-import { access, readFile, writeFile } from 'node:fs/promises';
+import { access, readFile, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { EngineError } from '../engine/errors';
 import type {
@@ -58,21 +58,22 @@ export async function prepareEvaluate(args: Arguments, run: CommandRun): Promise
       else partial.probes.push(...event.part.probes);
       run.note(`${formatCount(event.done)} of ${event.total}: ${partText(event.part)}\n`);
     };
+    let result: EvaluationResult;
     try {
-      await finish(
-        await engine.evaluate({ ...body, texts, model }, { ...options, onEvent }).result,
-      );
-      return 0;
+      result = await engine.evaluate({ ...body, texts, model }, { ...options, onEvent }).result;
     } catch (error) {
       if (partial.rows.length + partial.probes.length === 0) throw error;
+      const status = run.printPartial(partial, evaluationText(partial), error);
       await writePlot(partial);
-      return run.printPartial(partial, evaluationText(partial), error);
+      return status;
     }
+    await finish(result);
+    return 0;
   };
 
   async function finish(result: EvaluationResult): Promise<void> {
-    await writePlot(result);
     run.print(result, evaluationText(result));
+    await writePlot(result);
   }
 
   async function writePlot(result: EvaluationResult): Promise<void> {
@@ -90,9 +91,9 @@ function settingsOf(args: Arguments): EvaluationSetting[] {
     const basic = args.params({ policy });
     const points =
       basic.policy === 'peak'
-        ? args.list('epsilon', '0.001,0.003,0.01').map((epsilon) => ({ epsilon }))
+        ? distinct(args.list('epsilon', '0.001,0.003,0.01')).map((epsilon) => ({ epsilon }))
         : basic.policy === 'mass'
-          ? args.list('alpha', '0.9,0.95,0.98').map((alpha) => ({ alpha }))
+          ? distinct(args.list('alpha', '0.9,0.95,0.98')).map((alpha) => ({ alpha }))
           : [{}];
     for (const point of points) {
       settings.push({ policy, params: args.params({ policy, ...point }) });
@@ -201,16 +202,20 @@ function isResult(value: unknown): value is EvaluationResult {
 
 /** Before hours of measuring, not after. */
 async function requireWritable(file: string): Promise<void> {
-  const folder = path.dirname(file);
+  const existing = await stat(file).catch(() => null);
+  let reason = existing?.isDirectory() ? 'it is a folder' : '';
   try {
-    await access(folder, constants.W_OK);
+    await access(existing ? file : path.dirname(file), constants.W_OK);
   } catch (error) {
-    throw new EngineError(
-      'unreadableFile',
-      `The plot ${file} cannot be written: the folder ${folder} is not writable (${(error as NodeJS.ErrnoException).code}).`,
-      'Name a file in a folder that exists and that this user may write to.',
-    );
+    const code = (error as NodeJS.ErrnoException).code ?? String(error);
+    reason = `${existing ? 'it' : 'its folder'} is not writable (${code})`;
   }
+  if (reason === '') return;
+  throw new EngineError(
+    'unreadableFile',
+    `The plot ${file} cannot be written: ${reason}.`,
+    'Name a file in a folder that exists and that this user may write to.',
+  );
 }
 
 function distinct<T>(list: T[]): T[] {

@@ -19,7 +19,7 @@ import { beginPhase, progressOf, stoppable, type JobContext } from './job';
 import type { ModelKeeper } from './loading';
 import { defaultParams } from './params';
 import { chance, plantValues, type PlantedText } from './probing';
-import type { EvaluateRequest } from './protocol';
+import type { EvaluateRequest, SampleAttentionParams } from './protocol';
 import { tokenizeRaw } from './scoring';
 
 interface Text {
@@ -41,7 +41,7 @@ export async function runEvaluate(
     const { session } = await keeper.openSession(
       request.model,
       {
-        params: defaultParams,
+        params: largestOf(model, request, length.tokens),
         ropeBaseScale: length.ropeBaseScale,
         minTokens: length.tokens,
       },
@@ -69,6 +69,19 @@ async function tokenizeAll(model: NativeModel, request: EvaluateRequest): Promis
     texts.push({ name, tokens });
   }
   return texts;
+}
+
+/** The parameters that need most memory, of those that will run in one session. */
+function largestOf(
+  model: NativeModel,
+  { settings, model: { kvCache } }: EvaluateRequest,
+  contextTokens: number,
+): SampleAttentionParams {
+  const scratchBytes = (params: SampleAttentionParams) =>
+    model.estimateMemory({ contextTokens, params, kvCache }).scratchBytes;
+  return settings
+    .map(({ params }) => params)
+    .reduce((a, b) => (scratchBytes(b) > scratchBytes(a) ? b : a), defaultParams);
 }
 
 type Planted = Map<Text, Map<number, PlantedText>>;

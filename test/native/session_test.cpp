@@ -344,9 +344,9 @@ TEST(Session, SparseScoreIsCloseToDense) {
 }
 
 TEST(Session, KeepsTheDenseRunOfATextForFurtherPolicies) {
-  Prompt sparse = question(2600, "");
-  sparse.denseFrom = 2600 - 256;
-  sparse.borders = {2600};
+  Prompt sparse = question(1400, "");
+  sparse.denseFrom = 1400 - 256;
+  sparse.borders = {1400};
   Prompt dense = sparse;
   dense.params.policy = Policy::dense;
   int64_t mostTotal = 0;
@@ -356,17 +356,17 @@ TEST(Session, KeepsTheDenseRunOfATextForFurtherPolicies) {
   };
   auto session = newSession();
   const ScoreOutcome reference = session->score(dense, 256, true, events);
-  EXPECT_EQ(mostTotal, 2600);
+  EXPECT_EQ(mostTotal, 1400);
   EXPECT_EQ(*reference.kl, 0);
   EXPECT_EQ(*reference.top1Agreement, 1);
 
   session->reset();
   const ScoreOutcome kept = session->score(sparse, 256, true, events);
-  EXPECT_EQ(mostTotal, 2600) << "no second prefill";
-  EXPECT_EQ(kept.computedTokens, 2600);
+  EXPECT_EQ(mostTotal, 1400) << "no second prefill";
+  EXPECT_EQ(kept.computedTokens, 1400);
   EXPECT_GT(kept.prefillMs, 0);
   const ScoreOutcome alone = newSession()->score(sparse, 256, true, events);
-  EXPECT_EQ(mostTotal, 5200) << "the sparse and the dense one";
+  EXPECT_EQ(mostTotal, 2800) << "the sparse and the dense one";
   EXPECT_EQ(kept.attention.density, alone.attention.density);
   EXPECT_EQ(kept.nll, alone.nll);
   EXPECT_NEAR(*kept.kl, *alone.kl, 1e-3 * *alone.kl);
@@ -379,11 +379,11 @@ TEST(Session, KeepsTheDenseRunOfATextForFurtherPolicies) {
   EXPECT_EQ(mostTotal, fewer.computedTokens);
   EXPECT_GT(*fewer.kl, 0);
   session->score(sparse, 300, true, events);
-  EXPECT_GT(mostTotal, 2600);
+  EXPECT_GT(mostTotal, 1400);
   std::swap(sparse.tokens[10], sparse.tokens[20]);
   mostTotal = 0;
   session->score(sparse, 64, true, events);
-  EXPECT_GT(mostTotal, 2600);
+  EXPECT_GT(mostTotal, 1400);
 }
 
 }  // namespace

@@ -200,6 +200,8 @@ describe('cli/evaluate', () => {
     assert.equal(out.split('\n').length, 2);
     assert.equal(await measure('--plot', 'none/p.svg'), 1);
     assert.match(err, /none\/p\.svg cannot be written/);
+    assert.equal(await measure('--plot', '.'), 1);
+    assert.match(err, /cannot be written: it is a folder/);
     assert.equal(asked.length, 2, 'a plot that cannot be written is found before the measurement');
   });
 
