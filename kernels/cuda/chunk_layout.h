@@ -48,6 +48,11 @@ struct Workspace {
   // log sum over all columns that the row sees, in units of log2.
   float* voterValues;
   float* masses;  // policy `mass`: c_j, [segment][head][column]; begins at 32 * maskBegin
+  // int8 scores: [kvHead][row][score dims], [kvHead][128-block] and, like the voter values,
+  // [score dims] each.
+  int8_t* quantizedKeys;
+  float* keyScales;
+  int8_t* quantizedVoters;
   HeadStats* stats;
   int32_t* indices;
   int32_t* before;
@@ -62,13 +67,16 @@ struct Workspace {
 struct WorkspacePlan {
   ChunkLayout layout;
   int64_t bytes;
-  int64_t votes, voterValues, masses, stats, indices, before, unitOrder, auditPartial, coverage,
-      keys, values;
+  int64_t votes, voterValues, masses, quantizedKeys, keyScales, quantizedVoters, stats, indices,
+      before, unitOrder, auditPartial, coverage, keys, values;
 
   Workspace at(void* base) const;
 };
 
 WorkspacePlan planWorkspace(const Chunk& chunk);
+
+// Remote blocks of the segment that has most.
+int32_t mostRemoteBlocks(const ChunkLayout& layout);
 
 // The device's own numbers, asked once a device.
 struct DeviceTraits {
@@ -94,6 +102,7 @@ struct LaunchContext {
 };
 cudaError_t launchCacheToElements(const LaunchContext& context, const Tensors& stored);
 cudaError_t launchAnchors(const LaunchContext& context);
+cudaError_t launchQuantize(const LaunchContext& context);
 cudaError_t launchVotesMmaSync(const LaunchContext& context);
 cudaError_t launchVotesWgmma(const LaunchContext& context);
 cudaError_t launchMassesMmaSync(const LaunchContext& context);

@@ -147,6 +147,13 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
   };
   plan.votes = place(maskWords * 4);
   plan.voterValues = place(voters * 4);
+  const bool quantized =
+      options.policy == Policy::peak && options.scoreNumbers == ScoreNumbers::int8;
+  const int64_t remoteBlocks = quantized ? mostRemoteBlocks(layout) : 0;
+  const int64_t scoreDims = options.scoreDims.count();
+  plan.quantizedKeys = place(layout.kvHeads * remoteBlocks * kTileRows * scoreDims);
+  plan.keyScales = place(layout.kvHeads * remoteBlocks * 4);
+  plan.quantizedVoters = place(quantized ? voters * scoreDims : 0);
   plan.masses = place(options.policy == Policy::mass ? maskWords * 32 * 4 : 0);
   plan.stats = place(pairs * static_cast<int64_t>(sizeof(HeadStats)));
   plan.indices = place(entries * 4);
@@ -167,6 +174,9 @@ Workspace WorkspacePlan::at(void* base) const {
   return {reinterpret_cast<uint32_t*>(bytesBase + votes),
           reinterpret_cast<float*>(bytesBase + voterValues),
           reinterpret_cast<float*>(bytesBase + masses),
+          reinterpret_cast<int8_t*>(bytesBase + quantizedKeys),
+          reinterpret_cast<float*>(bytesBase + keyScales),
+          reinterpret_cast<int8_t*>(bytesBase + quantizedVoters),
           reinterpret_cast<HeadStats*>(bytesBase + stats),
           reinterpret_cast<int32_t*>(bytesBase + indices),
           reinterpret_cast<int32_t*>(bytesBase + before),
@@ -175,6 +185,14 @@ Workspace WorkspacePlan::at(void* base) const {
           reinterpret_cast<float*>(bytesBase + coverage),
           bytesBase + keys,
           bytesBase + values};
+}
+
+int32_t mostRemoteBlocks(const ChunkLayout& layout) {
+  int32_t most = 0;
+  for (int32_t i = 0; i < layout.segmentCount; ++i) {
+    most = std::max(most, layout.segments[i].remoteBlocks);
+  }
+  return most;
 }
 
 int64_t workspaceBytes(const Chunk& chunk) { return planWorkspace(chunk).bytes; }
@@ -280,7 +298,11 @@ cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* works
                        if (chunk.options.policy == Policy::mass) {
                          return wgmma ? launchMassesWgmma(context) : launchMassesMmaSync(context);
                        }
-                       const cudaError_t error = launchAnchors(context);
+                       cudaError_t error = launchAnchors(context);
+                       if (error == cudaSuccess &&
+                           chunk.options.scoreNumbers == ScoreNumbers::int8) {
+                         error = launchQuantize(context);
+                       }
                        if (error != cudaSuccess) return error;
                        return wgmma ? launchVotesWgmma(context) : launchVotesMmaSync(context);
                      });

@@ -33,6 +33,10 @@ LONGSIGHT_HOST_DEVICE constexpr int32_t q8Blocks(int32_t headDim) {
 // Which implementation runs: `best` takes wgmma and TMA where the device has them (sm_90a).
 enum class Path { best, mmaSync };
 
+// What policy `peak` scores with: the cache's elements, or int8 with scales (for logits of ordinary
+// size: see docs/kernels.md).
+enum class ScoreNumbers { stored, int8 };
+
 struct HeadShape {
   int32_t heads = 0;
   // Divides heads; heads / kvHeads <= 16.
@@ -52,6 +56,7 @@ struct SparseOptions {
   double alpha = 0.95;
   double epsilon = 0.003;
   DimRanges scoreDims;
+  ScoreNumbers scoreNumbers = ScoreNumbers::stored;
   int32_t sinkTokens = 16;
   double maxListShare = 0.6;
   int32_t auditRows = 8;

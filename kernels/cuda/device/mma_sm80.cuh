@@ -85,13 +85,26 @@ __device__ __forceinline__ uint32_t packPair(float low, float high) {
   }
 }
 
-// Byte offset of 16-byte piece `piece` of row `row` in a tile whose rows are kRowBytes long (64 or
-// 128), with the pieces permuted so that neither ldmatrix nor wgmma meets a bank conflict. It is
-// the 64- and 128-byte swizzle of TMA and wgmma; tiles start at multiples of 1024 bytes.
+// The same for int8, sums in int32: d += a (16 x 32, row) * b (32 x 8, column). Fragments have the
+// bytes where 16-bit elements have them.
+__device__ __forceinline__ void mma16x8x32(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                           uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Byte offset of 16-byte piece `piece` of row `row` in a tile whose rows are kRowBytes long (32, 64
+// or 128), with the pieces permuted so that neither ldmatrix nor wgmma meets a bank conflict. It is
+// the 32-, 64- and 128-byte swizzle of TMA and wgmma; tiles start at multiples of 1024 bytes.
 template <int kRowBytes>
 __device__ __forceinline__ uint32_t swizzledOffset(int row, int piece) {
-  static_assert(kRowBytes == 64 || kRowBytes == 128);
-  const int permuted = kRowBytes == 128 ? piece ^ (row & 7) : piece ^ ((row >> 1) & 3);
+  static_assert(kRowBytes == 32 || kRowBytes == 64 || kRowBytes == 128);
+  const int permuted = kRowBytes == 128  ? piece ^ (row & 7)
+                       : kRowBytes == 64 ? piece ^ ((row >> 1) & 3)
+                                         : piece ^ ((row >> 2) & 1);
   return static_cast<uint32_t>(row * kRowBytes + permuted * 16);
 }
 
@@ -100,14 +113,20 @@ __device__ __forceinline__ uint32_t swizzledOffset(int row, int piece) {
 template <int kDim>
 inline constexpr int kTileDim = kDim == 32 ? 32 : (kDim + 63) / 64 * 64;
 
-// Tiles of more than 64 elements a row are split into blocks of 64 columns, each of kRows rows.
-template <int kDim, int kRows>
-__device__ __forceinline__ uint32_t tileOffset(int row, int piece) {
-  if constexpr (kDim == 32) {
-    return swizzledOffset<64>(row, piece);
+// Tiles of more than 128 bytes a row are split into blocks of 128, each of kRows rows.
+template <int kRowBytes, int kRows>
+__device__ __forceinline__ uint32_t tileByteOffset(int row, int piece) {
+  if constexpr (kRowBytes < 128) {
+    return swizzledOffset<kRowBytes>(row, piece);
   } else {
     return (piece >> 3) * (kRows * 128) + swizzledOffset<128>(row, piece & 7);
   }
+}
+
+// The same for 16-bit elements.
+template <int kDim, int kRows>
+__device__ __forceinline__ uint32_t tileOffset(int row, int piece) {
+  return tileByteOffset<kDim * 2, kRows>(row, piece);
 }
 
 __device__ __forceinline__ float exp2Fast(float x) {

@@ -80,14 +80,21 @@ __device__ __forceinline__ void copyRows(T* target, EvenRows<T> rows, int count)
   }
 }
 
+template <class T, int kDim>
+__device__ __forceinline__ void loadHeld(RowFragments<kDim * 2> (&a)[2], const T* held) {
+  loadRowFragments<kDim * 2, kRows>(a[0], sharedAddress(held), 0);
+  loadRowFragments<kDim * 2, kRows>(a[1], sharedAddress(held), kProductRows);
+}
+
 // Issues both halves' products in this consumer's turn and hands each to use(half, scores) when it
 // is there.
 template <class T, int kDim, class Use>
 __device__ __forceinline__ void multiplyTile(int consumer, float (&scores)[2][64],
-                                             const RowFragments<kDim>& a, const T* tile, Use use) {
+                                             const RowFragments<kDim * 2> (&a)[2], const T* tile,
+                                             Use use) {
   namedBarrierSync(kTurn + consumer, kConsumerThreads);
-  issueRowScores<T, kDim>(scores[0], a[0], sharedAddress(tile));
-  issueRowScores<T, kDim>(scores[1], a[1], sharedAddress(tile));
+  issueRowScores<T, kDim * 2>(scores[0], a[0], sharedAddress(tile));
+  issueRowScores<T, kDim * 2>(scores[1], a[1], sharedAddress(tile));
   namedBarrierArrive(kTurn + (consumer ^ 1), kConsumerThreads);
   wgmmaWait<1>();
   pinRegisters(scores[0]);
@@ -158,16 +165,16 @@ __global__ __launch_bounds__(kThreads, 1) void logSums(const __grid_constant__ C
   shared.bases[consumer][thread] = base * scaleLog2;
   copyAsyncWait<0>();
   namedBarrierSync(kHeldLoaded + consumer, 128);
-  RowFragments<kDim> a;
-  loadRowFragments<kDim>(a, sharedAddress(shared.held[consumer]));
+  RowFragments<kDim * 2> a[2];
+  loadHeld<T, kDim>(a, shared.held[consumer]);
 
   const int myRow = thread / 32 * 16 + lane / 4;  // and 8, 64, 72 after it
   float bases[2][2];
   float sums[2][2] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    bases[half][0] = shared.bases[consumer][half * kHalfRows + myRow];
-    bases[half][1] = shared.bases[consumer][half * kHalfRows + myRow + 8];
+    bases[half][0] = shared.bases[consumer][half * kProductRows + myRow];
+    bases[half][1] = shared.bases[consumer][half * kProductRows + myRow + 8];
   }
   // Tiles from here on hold columns that some row of this consumer must not see.
   const int firstMasked =
@@ -183,7 +190,7 @@ __global__ __launch_bounds__(kThreads, 1) void logSums(const __grid_constant__ C
           if (keyTile >= firstMasked) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              const int voter = firstVoter + half * kHalfRows + myRow + i * 8;
+              const int voter = firstVoter + half * kProductRows + myRow + i * 8;
               const int last = (voter < segment.voters ? voterPosition(segment, voter) : -1) -
                                keyTile * kRows - lane % 4 * 2;
 #pragma unroll
@@ -213,7 +220,7 @@ __global__ __launch_bounds__(kThreads, 1) void logSums(const __grid_constant__ C
       float total = sums[half][i];
       total += __shfl_xor_sync(~0u, total, 1);
       total += __shfl_xor_sync(~0u, total, 2);
-      const int row = half * kHalfRows + myRow + i * 8;
+      const int row = half * kProductRows + myRow + i * 8;
       if (lane % 4 == 0 && row < count) {
         // NaN, from an infinite score and base, is an overflow too.
         const float logSum = total < INFINITY ? bases[half][i] + log2f(total) : INFINITY;
@@ -307,8 +314,8 @@ __global__ __launch_bounds__(kThreads,
   for (int block = firstBlock; block < endBlock; block += 2) {
     copyAsyncWait<0>();
     namedBarrierSync(kHeldLoaded + consumer, 128);
-    RowFragments<kDim> a;
-    loadRowFragments<kDim>(a, sharedAddress(shared.held[consumer]));
+    RowFragments<kDim * 2> a[2];
+    loadHeld<T, kDim>(a, shared.held[consumer]);
     namedBarrierSync(kHeldLoaded + consumer, 128);
     if (block + 2 < endBlock) copyKeys(block + 2);
 
@@ -357,7 +364,7 @@ __global__ __launch_bounds__(kThreads,
           total += __shfl_xor_sync(~0u, total, 2);
           sums[half][i] = 0.0f;
           if (lane % 4 == 0 && myBlock < segment.remoteBlocks) {
-            masses[half * kHalfRows + thread / 32 * 16 + i * 8 + lane / 4] = total;
+            masses[half * kProductRows + thread / 32 * 16 + i * 8 + lane / 4] = total;
           }
         }
       }

@@ -1,17 +1,29 @@
 // Stage 1, second half: which keys does some voter score high enough? Shared by both paths.
 //
 // peak_j >= ln(epsilon) is the same as: some voter r scores q_r . k_j >= threshold_r, where
-// threshold_r = (anchor_r + ln(epsilon)) / scale. So a score costs a subtraction and half an AND of
-// signs. Keys are the rows of the product and stay in registers; the voters of some heads, as many
-// as fit, stay in shared memory while a block walks over its keys.
+// threshold_r = (anchor_r + ln(epsilon)) / scale. The matrix product starts from the negated
+// thresholds, so its sign is the answer, and a score costs half an AND of signs. Keys are the rows
+// of the product and stay in registers; the voters of some heads, as many as fit, stay in shared
+// memory while a block walks over its keys.
+//
+// A block has 256 keys at a time, shared evenly among kGroups groups of 128 threads. Scores are of
+// type S: the cache's elements, or int8_t with a scale for each voter and each 128 keys (see
+// quantize.cu).
 #pragma once
 
-#include "chunk_layout.h"
-#include "device/mma_sm80.cuh"
+#include <type_traits>
+
+#include "sample/quantized.cuh"
+#include "sample/voters.cuh"
 
 namespace longsight::cuda {
 
 inline constexpr int kVoterTile = 128;  // voters of one head that one step multiplies
+inline constexpr int kGroupThreads = 128;
+inline constexpr int kStepBlocks = 2;  // 128-blocks of keys at once
+
+template <class S>
+using ScoreSum = std::conditional_t<std::is_same_v<S, int8_t>, int32_t, float>;
 
 // How the voters of a (segment, KV head) are spread over blocks.
 struct VoteSchedule {
@@ -23,27 +35,20 @@ struct VoteSchedule {
   bool headsWhole;        // no head's voters are split over passes: masks need no atomics
 };
 
-struct ScoreDimsMap {
-  int firstBegin;
-  int firstCount;
-  int secondBegin;
-  __device__ __forceinline__ int dimOf(int scoreDim) const {
-    return scoreDim < firstCount ? firstBegin + scoreDim : secondBegin + scoreDim - firstCount;
-  }
+// Shared memory of a block: keys, then the voters, for each a threshold, the first 128-block that
+// is not remote, and what the products of either group start from.
+template <class S, int kDims, int kGroups>
+struct VoteMemory {
+  static constexpr int kThreads = kGroups * kGroupThreads;
+  static constexpr int kGroupKeys = kStepBlocks * int(kTileRows) / kGroups;
+  static constexpr int kRowBytes = kDims * int(sizeof(S));
+  static constexpr int kKeyBytes = kStepBlocks * int(kTileRows) * kRowBytes;
+  static constexpr int kVoterBytes = kVoterTile * kRowBytes;
+  static constexpr int kTileBytes = kVoterBytes + kVoterTile * 4 * (2 + kGroups);
 };
 
-inline ScoreDimsMap scoreDimsMap(const DimRanges& dims) {
-  const int firstCount = dims.ranges[0].end - dims.ranges[0].begin;
-  return {dims.ranges[0].begin, firstCount, dims.ranges[1].begin};
-}
-
-// Shared memory of a block: voters, their thresholds, the first 128-block that is not remote.
-__host__ __device__ constexpr int voterTileBytes(int dims) {
-  return kVoterTile * (dims * 2 + 4 + 4);
-}
-
-inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int keyBytes,
-                                  const DeviceTraits& device) {
+template <class Memory>
+VoteSchedule scheduleVotes(const ChunkLayout& layout, const DeviceTraits& device) {
   VoteSchedule schedule{};
   int mostBlocks = 0;
   for (int i = 0; i < layout.segmentCount; ++i) {
@@ -54,7 +59,7 @@ inline VoteSchedule scheduleVotes(const ChunkLayout& layout, int dims, int keyBy
   }
   const int total = schedule.tilesPerHead * layout.group;
   if (total == 0) return schedule;
-  const int fitting = (device.sharedBytesPerBlock - keyBytes - 1024) / voterTileBytes(dims);
+  const int fitting = (device.sharedBytesPerBlock - Memory::kKeyBytes - 1024) / Memory::kTileBytes;
   schedule.tilesResident = fitting < total ? fitting : total;
   // Whole heads where at least one fits.
   if (schedule.tilesResident >= schedule.tilesPerHead) {
@@ -87,93 +92,176 @@ inline cudaError_t clearVotes(const LaunchContext& context) {
   return cudaMemsetAsync(context.workspace.votes, 0, words * 4, context.stream);
 }
 
-// The voters of a block and where they lie.
-struct ResidentVoters {
-  uint32_t queries;         // shared address; [tile][kVoterTile][dims], swizzled
-  const float* thresholds;  // [tile][kVoterTile]; +inf where there is no voter
-  const int* remoteBlocks;  // [tile][kVoterTile]; blocks below this are remote to the voter
+// The work of one block.
+struct VoteRange {
+  int segment;
+  int kvHead;
+  int firstTile;  // of the group's voters
   int tiles;
+  int blockBegin;  // 128-blocks of keys
+  int blockEnd;
 };
 
-// Copies the voters of tiles [firstTile, firstTile + tiles) of the group; ends with a sync.
-template <class T, int kHeadDim, int kDims>
-__device__ ResidentVoters loadVoters(const ChunkLayout& layout, const SegmentLayout& segment,
-                                     const Workspace& workspace, const VoteSchedule& schedule,
-                                     const T* queries, ScoreDimsMap map, int kvHead, int firstTile,
-                                     unsigned char* sharedBytes) {
-  constexpr int kPieces = kDims / 8;
-  const int tiles = min(schedule.tilesResident, schedule.tilesPerHead * layout.group - firstTile);
-  const uint32_t target = sharedAddress(sharedBytes);
-  auto* thresholds =
-      reinterpret_cast<float*>(sharedBytes + schedule.tilesResident * kVoterTile * kDims * 2);
-  int* remoteBlocks = reinterpret_cast<int*>(thresholds + schedule.tilesResident * kVoterTile);
-  const auto headOf = [&](int tile) {
-    return kvHead * layout.group + (firstTile + tile) / schedule.tilesPerHead;
-  };
-  const auto voterOf = [&](int tile, int i) {
-    return (firstTile + tile) % schedule.tilesPerHead * kVoterTile + i;
-  };
-  for (int i = threadIdx.x; i < tiles * kVoterTile * kPieces; i += blockDim.x) {
-    const int packed = i / kPieces;
-    const int tile = packed / kVoterTile;
-    const int voter = voterOf(tile, packed % kVoterTile);
-    const bool valid = voter < segment.voters;
-    const int row = segment.end - 1 - voter * segment.stride - layout.begin;
-    const T* source = queries;
-    if (valid) {
-      source +=
-          (int64_t(row) * layout.heads + headOf(tile)) * kHeadDim + map.dimOf(i % kPieces * 8);
-    }
-    copyAsync16(target + tile * kVoterTile * kDims * 2 +
-                    tileOffset<kDims, kVoterTile>(packed % kVoterTile, i % kPieces),
-                source, valid);
-  }
-  copyAsyncCommit();
-  for (int packed = threadIdx.x; packed < tiles * kVoterTile; packed += blockDim.x) {
-    const int tile = packed / kVoterTile;
-    const int voter = voterOf(tile, packed % kVoterTile);
-    const bool valid = voter < segment.voters;
-    thresholds[packed] =
-        valid
-            ? workspace
-                  .voterValues[segment.voterBegin + int64_t(headOf(tile)) * segment.voters + voter]
-            : INFINITY;
-    const int row = segment.end - 1 - voter * segment.stride;
-    remoteBlocks[packed] =
-        valid ? static_cast<int>(windowStart(row, segment.windowTokens) / kTileRows) : 0;
-  }
-  copyAsyncWait<0>();
-  __syncthreads();
-  return {target, thresholds, remoteBlocks, tiles};
+// False when the block has nothing to do. The last segments have most keys: they go first.
+__device__ __forceinline__ bool findVoteRange(const ChunkLayout& layout,
+                                              const VoteSchedule& schedule, VoteRange& range) {
+  range.segment = gridDim.z - 1 - blockIdx.z;
+  range.kvHead = blockIdx.y;
+  range.firstTile = blockIdx.x % schedule.passes * schedule.tilesResident;
+  range.tiles = min(schedule.tilesResident, schedule.tilesPerHead * layout.group - range.firstTile);
+  range.blockBegin = blockIdx.x / schedule.passes * schedule.keyBlocksPerRange;
+  range.blockEnd = min(range.blockBegin + schedule.keyBlocksPerRange,
+                       layout.segments[range.segment].remoteBlocks);
+  return range.blockBegin < range.blockEnd;
 }
 
-// Sign bit set: no score so far has reached its limit. Signs of differences are ANDed rather than
-// predicates ORed: a predicate that depends on the one before takes several times as long, and the
-// comparison has to hide behind the product of the next scores.
+// A block's shared memory and the operands it copies there.
+template <class S, int kDims, int kGroups>
+struct VoteBlock {
+  using Memory = VoteMemory<S, kDims, kGroups>;
+  using Sum = ScoreSum<S>;
+  static constexpr int kPieces = Memory::kRowBytes / 16;
+  static constexpr bool kQuantized = std::is_same_v<S, int8_t>;
+
+  const ChunkLayout& layout;
+  const Workspace& workspace;
+  const VoteSchedule& schedule;
+  const VoteOperands& operands;
+  const VoteRange range;
+  unsigned char* shared;
+
+  __device__ const SegmentLayout& segment() const { return layout.segments[range.segment]; }
+  __device__ uint32_t keyTile(int group) const {
+    return sharedAddress(shared) + group * Memory::kGroupKeys * Memory::kRowBytes;
+  }
+  // The 128-block of a group's keys in a step, and their first within it.
+  __device__ static int blockOf(int step, int group) {
+    return step + group * Memory::kGroupKeys / int(kTileRows);
+  }
+  __device__ static int keyInBlock(int group) {
+    return group * Memory::kGroupKeys % int(kTileRows);
+  }
+  __device__ uint32_t voterTile(int tile) const {
+    return sharedAddress(shared) + Memory::kKeyBytes + tile * Memory::kVoterBytes;
+  }
+  __device__ float* thresholds() const {
+    return reinterpret_cast<float*>(shared + Memory::kKeyBytes +
+                                    schedule.tilesResident * Memory::kVoterBytes);
+  }
+  __device__ int* remoteBlocks() const {
+    return reinterpret_cast<int*>(thresholds() + schedule.tilesResident * kVoterTile);
+  }
+  // What products of a group start from: the threshold of each voter, negated.
+  __device__ Sum* starts(int group) const {
+    return reinterpret_cast<Sum*>(remoteBlocks() +
+                                  (1 + group) * schedule.tilesResident * kVoterTile);
+  }
+
+  // The calling group copies its keys of a step.
+  __device__ __forceinline__ void copyKeys(int step) const {
+    const int group = threadIdx.x / kGroupThreads;
+    const char* rows = operands.keys + range.kvHead * operands.keyHeadBytes;
+    const int firstKey = step * int(kTileRows) + group * Memory::kGroupKeys;
+#pragma unroll 4
+    for (int i = threadIdx.x % kGroupThreads; i < Memory::kGroupKeys * kPieces;
+         i += kGroupThreads) {
+      const int row = i / kPieces;
+      // Keys beyond the remote blocks are not stored; beyond the segment they are not even read.
+      const bool valid = firstKey + row < segment().remoteBlocks * int(kTileRows);
+      copyAsync16(
+          keyTile(group) + tileByteOffset<Memory::kRowBytes, Memory::kGroupKeys>(row, i % kPieces),
+          valid ? rows + (firstKey + row) * operands.keyRowBytes +
+                      operands.template pieceOffset<S>(i % kPieces)
+                : rows,
+          valid);
+    }
+    copyAsyncCommit();
+  }
+
+  // Copies the voters, all threads together; ends with a sync.
+  __device__ __forceinline__ void loadVoters() const {
+    const auto headOf = [&](int tile) {
+      return range.kvHead * layout.group + (range.firstTile + tile) / schedule.tilesPerHead;
+    };
+    const auto voterOf = [&](int tile, int i) {
+      return (range.firstTile + tile) % schedule.tilesPerHead * kVoterTile + i;
+    };
+    for (int i = threadIdx.x; i < range.tiles * kVoterTile * kPieces; i += Memory::kThreads) {
+      const int packed = i / kPieces;
+      const int tile = packed / kVoterTile;
+      const int voter = voterOf(tile, packed % kVoterTile);
+      const bool valid = voter < segment().voters;
+      const char* source = operands.voters;
+      if (valid) {
+        const int64_t row =
+            kQuantized ? voterValuesBegin(segment(), headOf(tile)) + voter
+                       : int64_t(voterPosition(segment(), voter) - layout.begin) * layout.heads +
+                             headOf(tile);
+        source += row * operands.voterRowBytes + operands.template pieceOffset<S>(i % kPieces);
+      }
+      copyAsync16(voterTile(tile) + tileByteOffset<Memory::kRowBytes, kVoterTile>(
+                                        packed % kVoterTile, i % kPieces),
+                  source, valid);
+    }
+    copyAsyncCommit();
+    for (int packed = threadIdx.x; packed < range.tiles * kVoterTile; packed += Memory::kThreads) {
+      const int tile = packed / kVoterTile;
+      const int voter = voterOf(tile, packed % kVoterTile);
+      const bool valid = voter < segment().voters;
+      thresholds()[packed] =
+          valid ? workspace.voterValues[voterValuesBegin(segment(), headOf(tile)) + voter]
+                : INFINITY;
+      remoteBlocks()[packed] = valid ? voterRemoteBlocks(segment(), voter) : 0;
+    }
+    copyAsyncWait<0>();
+    __syncthreads();
+  }
+
+  // Sets what the calling group's products with the keys of `block` start from. A voter to which
+  // the block is not remote can not hit.
+  __device__ __forceinline__ void setStarts(int block) const {
+    Sum* target = starts(threadIdx.x / kGroupThreads);
+    [[maybe_unused]] float inverseScale = 1.0f;
+    if constexpr (kQuantized) {
+      inverseScale = 1.0f / operands.keyScales[range.kvHead * operands.keyScalesPerHead +
+                                               min(block, segment().remoteBlocks - 1)];
+    }
+    for (int i = threadIdx.x % kGroupThreads; i < range.tiles * kVoterTile; i += kGroupThreads) {
+      const float threshold = block < remoteBlocks()[i] ? thresholds()[i] : INFINITY;
+      if constexpr (kQuantized) {
+        // Sums stay below 128 * 127 * 127; 2^30 is out of their reach.
+        const float limit = fminf(fmaxf(threshold * inverseScale, -0x1p30f), 0x1p30f);
+        target[i] = -static_cast<int32_t>(ceilf(limit));
+      } else {
+        target[i] = -threshold;
+      }
+    }
+  }
+};
+
+// Sign bit set: no score so far has reached its limit. Signs are ANDed rather than predicates ORed:
+// a predicate that depends on the one before takes several times as long.
 inline constexpr uint32_t kAllMissed = 0x80000000u;
 
-// Four scores of a matrix fragment (two voters for key `row`, the same two for `row + 8`) against
-// the limits of the voters; x - x is +0, so equality is a hit.
-__device__ __forceinline__ void compareScores(const float* scores, float2 limit,
-                                              uint32_t (&misses)[2]) {
-  misses[0] &= __float_as_uint(scores[0] - limit.x) & __float_as_uint(scores[1] - limit.y);
-  misses[1] &= __float_as_uint(scores[2] - limit.x) & __float_as_uint(scores[3] - limit.y);
+__device__ __forceinline__ uint32_t bitsOf(float sum) { return __float_as_uint(sum); }
+__device__ __forceinline__ uint32_t bitsOf(int32_t sum) { return static_cast<uint32_t>(sum); }
+
+// A matrix fragment: two voters for key `row`, the same two for `row + 8`. A sum of 0 is a hit.
+template <class Sum>
+__device__ __forceinline__ void countMisses(const Sum* sums, uint32_t (&misses)[2]) {
+  misses[0] &= bitsOf(sums[0]) & bitsOf(sums[1]);
+  misses[1] &= bitsOf(sums[2]) & bitsOf(sums[3]);
 }
 
-// The four threads that hold a key's scores each have its misses among theirs; bit r of the result
-// says whether the key of row r of 8 was hit by any.
-__device__ __forceinline__ uint32_t gatherRowBits(uint32_t misses) {
-  uint32_t bits = __ballot_sync(~0u, (misses & kAllMissed) == 0);
-  bits |= bits >> 1;
-  bits |= bits >> 2;
-  bits &= 0x11111111u;
-  // Bits 0, 4, 8, ... move together.
-  bits |= bits >> 3;
-  bits &= 0x03030303u;
-  bits |= bits >> 6;
-  bits &= 0x000F000Fu;
-  bits |= bits >> 12;
-  return bits & 0xFF;
+// A fragment starts from the same two values in both rows.
+template <class Sum>
+__device__ __forceinline__ void startFragment(Sum* sums, const Sum* starts) {
+  struct alignas(8) Pair {
+    Sum x, y;
+  };
+  const Pair pair = *reinterpret_cast<const Pair*>(starts);
+  sums[0] = sums[2] = pair.x;
+  sums[1] = sums[3] = pair.y;
 }
 
 // Walks over the heads of a block's voter tiles by counting, since a division at every tile would
@@ -192,24 +280,65 @@ struct HeadWalk {
   }
 };
 
-__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout,
-                                              const SegmentLayout& segment,
-                                              const Workspace& workspace,
-                                              const VoteSchedule& schedule, int kvHead,
-                                              int firstTile) {
-  const int head = kvHead * layout.group + firstTile / schedule.tilesPerHead;
+__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout, const Workspace& workspace,
+                                              const VoteSchedule& schedule,
+                                              const VoteRange& range) {
+  const SegmentLayout& segment = layout.segments[range.segment];
+  const int head = range.kvHead * layout.group + range.firstTile / schedule.tilesPerHead;
   const int64_t wordsPerHead = int64_t(segment.remoteBlocks) * 4;
-  return {schedule.tilesPerHead - firstTile % schedule.tilesPerHead, schedule.tilesPerHead,
+  return {schedule.tilesPerHead - range.firstTile % schedule.tilesPerHead, schedule.tilesPerHead,
           workspace.votes + segment.maskBegin + head * wordsPerHead, wordsPerHead};
 }
 
-// Stores 16 bits of the mask of keys [16 i, 16 i + 16).
-__device__ __forceinline__ void storeVotes(uint32_t* mask, int i, uint32_t bits, bool whole) {
-  if (whole) {
-    reinterpret_cast<uint16_t*>(mask)[i] = static_cast<uint16_t>(bits);
-  } else if (bits != 0) {
-    atomicOr(mask + i / 2, bits << (i % 2 * 16));
+// Stores the votes of a warp's 16 * kTiles keys and resets its misses. The four threads that hold a
+// key's sums each have its misses among theirs. misses[t][i] has keys 8 i to 8 i + 7 of tile t,
+// whose bits make byte firstByte + t * tileBytes + i of the mask.
+template <int kTiles>
+__device__ __forceinline__ void storeVotes(uint32_t* mask, int firstByte, int tileBytes,
+                                           uint32_t (&misses)[kTiles][2], bool valid, bool whole) {
+  const int lane = threadIdx.x % 32;
+  // Lane n < 2 * kTiles takes the ballot of misses[n / 2][n % 2].
+  uint32_t bits = 0;
+#pragma unroll
+  for (int n = 0; n < 2 * kTiles; ++n) {
+    const uint32_t ballot = __ballot_sync(~0u, (misses[n / 2][n % 2] & kAllMissed) == 0);
+    if (lane == n) bits = ballot;
+    misses[n / 2][n % 2] = kAllMissed;
   }
+  if (lane >= 2 * kTiles || !valid) return;
+  bits |= bits >> 1;
+  bits |= bits >> 2;
+  bits &= 0x11111111u;
+  // Bits 0, 4, 8, ... move together.
+  bits |= bits >> 3;
+  bits &= 0x03030303u;
+  bits |= bits >> 6;
+  bits &= 0x000F000Fu;
+  bits |= bits >> 12;
+  bits &= 0xFF;
+  const int byte = firstByte + lane % 2 + lane / 2 * tileBytes;
+  if (whole) {
+    reinterpret_cast<uint8_t*>(mask)[byte] = static_cast<uint8_t>(bits);
+  } else if (bits != 0) {
+    atomicOr(mask + byte / 4, bits << (byte % 4 * 8));
+  }
+}
+
+using VoteKernel = void (*)(ChunkLayout, Workspace, VoteSchedule, VoteOperands);
+
+template <class S, class Memory>
+cudaError_t launchVotes(const LaunchContext& context, VoteKernel kernel) {
+  const ChunkLayout& layout = context.layout;
+  const VoteSchedule schedule = scheduleVotes<Memory>(layout, context.device);
+  if (schedule.keyRanges == 0) return cudaSuccess;
+  const int bytes = Memory::kKeyBytes + schedule.tilesResident * Memory::kTileBytes;
+  cudaError_t error = allowShared(kernel, bytes);
+  if (error == cudaSuccess && !schedule.headsWhole) error = clearVotes(context);
+  if (error != cudaSuccess) return error;
+  kernel<<<dim3(schedule.keyRanges * schedule.passes, layout.kvHeads, layout.segmentCount),
+           Memory::kThreads, bytes, context.stream>>>(layout, context.workspace, schedule,
+                                                      voteOperands<S>(context));
+  return cudaGetLastError();
 }
 
 }  // namespace longsight::cuda

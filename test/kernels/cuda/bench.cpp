@@ -118,6 +118,11 @@ class Layer {
     logSums_ = std::make_unique<DeviceBuffer>(rows * shape_.heads * 4);
   }
 
+  void setScoreNumbers(ScoreNumbers numbers) {
+    options_.scoreNumbers = numbers;
+    plan(false);
+  }
+
   // Policy `mass` at stride 20: as the paper has it, or in segments with our window.
   void planMass(bool paper) {
     params_.policy = options_.policy = Policy::mass;
@@ -287,6 +292,11 @@ void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
     require(layer.lists(), "lists");
     const double planted = layer.keptPairs(&causal) / causal;
     print(label + " stage 1" + suffix, votes, causal / 8 * shape.headDim);
+    layer.setScoreNumbers(ScoreNumbers::int8);
+    print(label + " stage 1, int8" + suffix, clock.median(3, [&] { return layer.sample(path); }),
+          causal / 8 * shape.headDim);
+    layer.setScoreNumbers(ScoreNumbers::stored);
+    require(layer.sample(path), "stage 1");
     const double filter = clock.median(3, [&] { return layer.lists(); });
     char text[64];
     std::snprintf(text, sizeof text, " stage 2, planted density %.3f", planted);

@@ -137,6 +137,10 @@ std::vector<CaseOptions> smallCases() {
     options.params.sinkTokens = 0;
     options.ropeStyle = RopeStyle::neox;
     cases.push_back(options);
+    options.name = "int8, one vote each, neox";
+    options.scoreNumbers = ScoreNumbers::int8;
+    cases.push_back(options);
+    options.scoreNumbers = ScoreNumbers::stored;
     options.name = "mass, short segments";
     options.params.policy = Policy::mass;
     options.params.sampleStride = 4;
@@ -213,10 +217,49 @@ void addMassCases(std::vector<CaseOptions>& cases) {
   longOne.outputRows = 64;
 }
 
+// int8 scores, on logits of ordinary size.
+void addQuantizedCases(std::vector<CaseOptions>& cases) {
+  const auto add = [&](const char* name, int64_t tokens, HeadShape shape) -> CaseOptions& {
+    CaseOptions options = makeCase(std::string("int8, ") + name, tokens, shape);
+    options.scoreNumbers = ScoreNumbers::int8;
+    cases.push_back(options);
+    return cases.back();
+  };
+  for (const HeadShape shape : {kSmollm, kQwen, kLlama, HeadShape{32, 32, 64, Element::f16}}) {
+    add("layout", 4097, shape).listHeads = 3;
+  }
+  for (const Data data : {Data::normal, Data::tiny, Data::ties}) {
+    for (const HeadShape shape : {HeadShape{4, 2, 64}, HeadShape{4, 2, 128, Element::f16}}) {
+      CaseOptions& options =
+          add(("data " + std::to_string(static_cast<int>(data))).c_str(), 2900, shape);
+      options.data = data;
+      options.params.segmentRows = 512;
+      options.params.epsilon = data == Data::normal ? 0.02 : 0.003;
+      options.params.scoreDims = shape.headDim == 64 ? ScoreDims::all : ScoreDims::slowHalf;
+    }
+  }
+  CaseOptions& everything = add("everything kept, all dims", 3001, {4, 2, 128});
+  everything.params.epsilon = 0;
+  everything.params.maxListShare = 1;
+  everything.params.scoreDims = ScoreDims::all;
+  CaseOptions& votes = add("one vote each, one segment", 3001, {6, 2, 128});
+  votes.params.sampleStride = 1;
+  votes.params.segmentRows = 0;
+  CaseOptions& borders = add("borders, dense tail, chunks", 7777, {6, 2, 64});
+  borders.borders = {1500, 4321, 4700, 6999};
+  borders.denseFrom = 6999;
+  borders.segmentsPerChunk = 2;
+  borders.ropeStyle = RopeStyle::neox;
+  CaseOptions& longPrompt = add("long", 100003, {4, 1, 128});
+  longPrompt.listHeads = 1;
+  longPrompt.outputRows = 64;
+}
+
 std::vector<CaseOptions> allCases() {
   std::vector<CaseOptions> cases = smallCases();
   addShapes(cases);
   addMassCases(cases);
+  addQuantizedCases(cases);
   for (const HeadShape shape :
        {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
     CaseOptions options = makeCase("layout", 4097, shape);

@@ -12,8 +12,10 @@
 namespace longsight::cuda::test {
 namespace {
 
-// The specification's agreement rule: of a peak with bf16 scores; of a mass relative to the cut.
+// The specification's agreement rule: of a peak with 16-bit scores and
+// with int8 ones; of a mass relative to the cut.
 constexpr double kPeakTolerance = 1e-3;
+constexpr double kQuantizedPeakTolerance = 0.05;
 constexpr double kMassTolerance = 1e-4;
 
 // What the reference says of one column of (segment, head).
@@ -23,8 +25,8 @@ struct ColumnVerdict {
   bool near;  // so close to the cut that either is right
 };
 
-std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head,
-                                        int64_t remoteEnd) {
+std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head, int64_t remoteEnd,
+                                        ScoreNumbers scoreNumbers) {
   std::vector<ColumnVerdict> verdicts;
   if (task.params->policy == Policy::mass) {
     const reference::Masses masses = reference::masses(task, head);
@@ -39,10 +41,12 @@ std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head,
     return verdicts;
   }
   const double cut = std::log(task.params->epsilon);
+  const double tolerance =
+      scoreNumbers == ScoreNumbers::int8 ? kQuantizedPeakTolerance : kPeakTolerance;
   const std::vector<double> peaks = reference::peaks(task, head);
   for (int64_t column = 0; column < remoteEnd; ++column) {
     const double peak = peaks[static_cast<size_t>(column)];
-    verdicts.push_back({peak, peak >= cut, std::abs(peak - cut) <= kPeakTolerance});
+    verdicts.push_back({peak, peak >= cut, std::abs(peak - cut) <= tolerance});
   }
   return verdicts;
 }
@@ -163,6 +167,7 @@ Chunk CudaCase::chunkOf(const ChunkRun& run) const {
   sparse.policy = params.policy;
   sparse.alpha = params.alpha;
   sparse.epsilon = params.epsilon;
+  sparse.scoreNumbers = options_.scoreNumbers;
   sparse.scoreDims = scoreDimRanges(params.scoreDims, options_.ropeStyle, options_.shape.headDim);
   sparse.sinkTokens = params.sinkTokens;
   sparse.maxListShare = params.maxListShare;
@@ -337,7 +342,7 @@ void CudaCase::checkLists(CaseResult& result) {
     const bool drawn = options_.drawnDensity >= 0;
     const std::vector<ColumnVerdict> verdicts =
         drawn ? std::vector<ColumnVerdict>(static_cast<size_t>(remoteEnd), {0, false, true})
-              : judgeColumns(task, item.head, remoteEnd);
+              : judgeColumns(task, item.head, remoteEnd, options_.scoreNumbers);
     const auto mask = item.run->workspace->read<uint32_t>(
         offsets.votes + offsets.maskWords(item.segment, item.head) * 4, remoteEnd / 32);
     if (options_.params.policy == Policy::mass && !drawn) {

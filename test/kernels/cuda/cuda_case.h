@@ -28,6 +28,7 @@ struct CaseOptions {
   SampleAttentionParams params;
   RopeStyle ropeStyle = RopeStyle::interleaved;
   Data data = Data::planted;
+  ScoreNumbers scoreNumbers = ScoreNumbers::stored;
   // Rows from here on are dense; -1: none.
   int64_t denseFrom = -1;
   std::vector<int64_t> borders;
