@@ -52,11 +52,17 @@ __global__ __launch_bounds__(kListThreads) void buildLists(
     const int sinkBits = word < words ? min(max(layout.sinkTokens - column, 0), 32) : 0;
     if (sinkBits > 0) bits |= sinkBits == 32 ? ~0u : (1u << sinkBits) - 1;
     int total;
-    int place = entries + exclusiveSum<kListThreads>(__popc(bits), total);
+    const int place = entries + exclusiveSum<kListThreads>(__popc(bits), total);
     if (word < words && word % 4 == 0) before[word / 4] = place;
-    while (bits != 0 && place < segment.listCapacity) {
-      list[place++] = column + __ffs(bits) - 1;
-      bits &= bits - 1;
+    // A warp writes one word after the other, so that its stores are consecutive.
+    const int lane = threadIdx.x % 32;
+#pragma unroll 8
+    for (int source = 0; source < 32; ++source) {
+      const uint32_t wordBits = __shfl_sync(~0u, bits, source);
+      const int target = __shfl_sync(~0u, place, source) + __popc(wordBits & ((1u << lane) - 1));
+      if (wordBits >> lane & 1 && target < segment.listCapacity) {
+        list[target] = (word - lane + source) * 32 + lane;
+      }
     }
     entries += total;
   }

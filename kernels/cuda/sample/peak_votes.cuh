@@ -2,13 +2,12 @@
 //
 // peak_j >= ln(epsilon) is the same as: some voter r scores q_r . k_j >= threshold_r, where
 // threshold_r = (anchor_r + ln(epsilon)) / scale. The matrix product starts from the negated
-// thresholds, so its sign is the answer, and a score costs half an AND of signs. Keys are the rows
-// of the product and stay in registers; the voters of some heads, as many as fit, stay in shared
-// memory while a block walks over its keys.
+// thresholds, so its sign is the answer, and a score costs half an AND of signs. Keys are the rows of
+// the product and stay in registers; the voters of some heads, as many as fit, stay in shared memory
+// while a block walks over its keys.
 //
-// A block has 256 keys at a time, shared evenly among kGroups groups of 128 threads. Scores are of
-// type S: the cache's elements, or int8_t with a scale for each voter and each 128 keys (see
-// quantize.cu).
+// A block is two groups of 128 threads with 128 keys each. Scores are of type S: the cache's
+// elements, or int8_t with a scale for each voter and each 128 keys (see quantize.cu).
 #pragma once
 
 #include <type_traits>
@@ -19,8 +18,9 @@
 namespace longsight::cuda {
 
 inline constexpr int kVoterTile = 128;  // voters of one head that one step multiplies
+inline constexpr int kGroups = 2;  // each with a 128-block of keys at a time
 inline constexpr int kGroupThreads = 128;
-inline constexpr int kStepBlocks = 2;  // 128-blocks of keys at once
+inline constexpr int kVoteThreads = kGroups * kGroupThreads;
 
 template <class S>
 using ScoreSum = std::conditional_t<std::is_same_v<S, int8_t>, int32_t, float>;
@@ -35,14 +35,12 @@ struct VoteSchedule {
   bool headsWhole;        // no head's voters are split over passes: masks need no atomics
 };
 
-// Shared memory of a block: keys, then the voters, for each a threshold, the first 128-block that
-// is not remote, and what the products of either group start from.
-template <class S, int kDims, int kGroups>
+// Shared memory of a block: keys, then the voters, for each a threshold, the first 128-block that is
+// not remote, and what the products of either group start from.
+template <class S, int kDims>
 struct VoteMemory {
-  static constexpr int kThreads = kGroups * kGroupThreads;
-  static constexpr int kGroupKeys = kStepBlocks * int(kTileRows) / kGroups;
   static constexpr int kRowBytes = kDims * int(sizeof(S));
-  static constexpr int kKeyBytes = kStepBlocks * int(kTileRows) * kRowBytes;
+  static constexpr int kKeyBytes = kGroups * int(kTileRows) * kRowBytes;
   static constexpr int kVoterBytes = kVoterTile * kRowBytes;
   static constexpr int kTileBytes = kVoterBytes + kVoterTile * 4 * (2 + kGroups);
 };
@@ -108,7 +106,8 @@ __device__ __forceinline__ bool findVoteRange(const ChunkLayout& layout,
   range.segment = gridDim.z - 1 - blockIdx.z;
   range.kvHead = blockIdx.y;
   range.firstTile = blockIdx.x % schedule.passes * schedule.tilesResident;
-  range.tiles = min(schedule.tilesResident, schedule.tilesPerHead * layout.group - range.firstTile);
+  range.tiles =
+      min(schedule.tilesResident, schedule.tilesPerHead * layout.group - range.firstTile);
   range.blockBegin = blockIdx.x / schedule.passes * schedule.keyBlocksPerRange;
   range.blockEnd = min(range.blockBegin + schedule.keyBlocksPerRange,
                        layout.segments[range.segment].remoteBlocks);
@@ -116,9 +115,9 @@ __device__ __forceinline__ bool findVoteRange(const ChunkLayout& layout,
 }
 
 // A block's shared memory and the operands it copies there.
-template <class S, int kDims, int kGroups>
+template <class S, int kDims>
 struct VoteBlock {
-  using Memory = VoteMemory<S, kDims, kGroups>;
+  using Memory = VoteMemory<S, kDims>;
   using Sum = ScoreSum<S>;
   static constexpr int kPieces = Memory::kRowBytes / 16;
   static constexpr bool kQuantized = std::is_same_v<S, int8_t>;
@@ -132,14 +131,7 @@ struct VoteBlock {
 
   __device__ const SegmentLayout& segment() const { return layout.segments[range.segment]; }
   __device__ uint32_t keyTile(int group) const {
-    return sharedAddress(shared) + group * Memory::kGroupKeys * Memory::kRowBytes;
-  }
-  // The 128-block of a group's keys in a step, and their first within it.
-  __device__ static int blockOf(int step, int group) {
-    return step + group * Memory::kGroupKeys / int(kTileRows);
-  }
-  __device__ static int keyInBlock(int group) {
-    return group * Memory::kGroupKeys % int(kTileRows);
+    return sharedAddress(shared) + group * int(kTileRows) * Memory::kRowBytes;
   }
   __device__ uint32_t voterTile(int tile) const {
     return sharedAddress(shared) + Memory::kKeyBytes + tile * Memory::kVoterBytes;
@@ -153,27 +145,25 @@ struct VoteBlock {
   }
   // What products of a group start from: the threshold of each voter, negated.
   __device__ Sum* starts(int group) const {
-    return reinterpret_cast<Sum*>(remoteBlocks() +
-                                  (1 + group) * schedule.tilesResident * kVoterTile);
+    return reinterpret_cast<Sum*>(remoteBlocks() + (1 + group) * schedule.tilesResident * kVoterTile);
   }
 
-  // The calling group copies its keys of a step.
+  // The calling group copies its keys of the step that begins at block `step`.
   __device__ __forceinline__ void copyKeys(int step) const {
     const int group = threadIdx.x / kGroupThreads;
     const char* rows = operands.keys + range.kvHead * operands.keyHeadBytes;
-    const int firstKey = step * int(kTileRows) + group * Memory::kGroupKeys;
+    const int firstKey = (step + group) * int(kTileRows);
 #pragma unroll 4
-    for (int i = threadIdx.x % kGroupThreads; i < Memory::kGroupKeys * kPieces;
+    for (int i = threadIdx.x % kGroupThreads; i < int(kTileRows) * kPieces;
          i += kGroupThreads) {
       const int row = i / kPieces;
       // Keys beyond the remote blocks are not stored; beyond the segment they are not even read.
       const bool valid = firstKey + row < segment().remoteBlocks * int(kTileRows);
-      copyAsync16(
-          keyTile(group) + tileByteOffset<Memory::kRowBytes, Memory::kGroupKeys>(row, i % kPieces),
-          valid ? rows + (firstKey + row) * operands.keyRowBytes +
-                      operands.template pieceOffset<S>(i % kPieces)
-                : rows,
-          valid);
+      copyAsync16(keyTile(group) + tileByteOffset<Memory::kRowBytes, int(kTileRows)>(row, i % kPieces),
+                  valid ? rows + (firstKey + row) * operands.keyRowBytes +
+                              operands.template pieceOffset<S>(i % kPieces)
+                        : rows,
+                  valid);
     }
     copyAsyncCommit();
   }
@@ -186,17 +176,17 @@ struct VoteBlock {
     const auto voterOf = [&](int tile, int i) {
       return (range.firstTile + tile) % schedule.tilesPerHead * kVoterTile + i;
     };
-    for (int i = threadIdx.x; i < range.tiles * kVoterTile * kPieces; i += Memory::kThreads) {
+    for (int i = threadIdx.x; i < range.tiles * kVoterTile * kPieces; i += kVoteThreads) {
       const int packed = i / kPieces;
       const int tile = packed / kVoterTile;
       const int voter = voterOf(tile, packed % kVoterTile);
       const bool valid = voter < segment().voters;
       const char* source = operands.voters;
       if (valid) {
-        const int64_t row =
-            kQuantized ? voterValuesBegin(segment(), headOf(tile)) + voter
-                       : int64_t(voterPosition(segment(), voter) - layout.begin) * layout.heads +
-                             headOf(tile);
+        const int64_t row = kQuantized
+                                ? voterValuesBegin(segment(), headOf(tile)) + voter
+                                : int64_t(voterPosition(segment(), voter) - layout.begin) *
+                                          layout.heads + headOf(tile);
         source += row * operands.voterRowBytes + operands.template pieceOffset<S>(i % kPieces);
       }
       copyAsync16(voterTile(tile) + tileByteOffset<Memory::kRowBytes, kVoterTile>(
@@ -204,7 +194,7 @@ struct VoteBlock {
                   source, valid);
     }
     copyAsyncCommit();
-    for (int packed = threadIdx.x; packed < range.tiles * kVoterTile; packed += Memory::kThreads) {
+    for (int packed = threadIdx.x; packed < range.tiles * kVoterTile; packed += kVoteThreads) {
       const int tile = packed / kVoterTile;
       const int voter = voterOf(tile, packed % kVoterTile);
       const bool valid = voter < segment().voters;
@@ -249,8 +239,13 @@ __device__ __forceinline__ uint32_t bitsOf(int32_t sum) { return static_cast<uin
 // A matrix fragment: two voters for key `row`, the same two for `row + 8`. A sum of 0 is a hit.
 template <class Sum>
 __device__ __forceinline__ void countMisses(const Sum* sums, uint32_t (&misses)[2]) {
-  misses[0] &= bitsOf(sums[0]) & bitsOf(sums[1]);
-  misses[1] &= bitsOf(sums[2]) & bitsOf(sums[3]);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // One instruction; the compiler makes a tree of more of them out of &.
+    asm("lop3.b32 %0, %0, %1, %2, 0x80;"
+        : "+r"(misses[i])
+        : "r"(bitsOf(sums[2 * i])), "r"(bitsOf(sums[2 * i + 1])));
+  }
 }
 
 // A fragment starts from the same two values in both rows.
@@ -280,7 +275,8 @@ struct HeadWalk {
   }
 };
 
-__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout, const Workspace& workspace,
+__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout,
+                                              const Workspace& workspace,
                                               const VoteSchedule& schedule,
                                               const VoteRange& range) {
   const SegmentLayout& segment = layout.segments[range.segment];
@@ -290,22 +286,21 @@ __device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout, const W
           workspace.votes + segment.maskBegin + head * wordsPerHead, wordsPerHead};
 }
 
-// Stores the votes of a warp's 16 * kTiles keys and resets its misses. The four threads that hold a
-// key's sums each have its misses among theirs. misses[t][i] has keys 8 i to 8 i + 7 of tile t,
+// Stores the votes of a warp's two tiles of 16 keys and resets its misses. The four threads that hold
+// a key's sums each have its misses among theirs. misses[t][i] has keys 8 i to 8 i + 7 of tile t,
 // whose bits make byte firstByte + t * tileBytes + i of the mask.
-template <int kTiles>
 __device__ __forceinline__ void storeVotes(uint32_t* mask, int firstByte, int tileBytes,
-                                           uint32_t (&misses)[kTiles][2], bool valid, bool whole) {
+                                           uint32_t (&misses)[2][2], bool valid, bool whole) {
   const int lane = threadIdx.x % 32;
-  // Lane n < 2 * kTiles takes the ballot of misses[n / 2][n % 2].
+  // Lane n < 4 takes the ballot of misses[n / 2][n % 2].
   uint32_t bits = 0;
 #pragma unroll
-  for (int n = 0; n < 2 * kTiles; ++n) {
+  for (int n = 0; n < 4; ++n) {
     const uint32_t ballot = __ballot_sync(~0u, (misses[n / 2][n % 2] & kAllMissed) == 0);
     if (lane == n) bits = ballot;
     misses[n / 2][n % 2] = kAllMissed;
   }
-  if (lane >= 2 * kTiles || !valid) return;
+  if (lane >= 4 || !valid) return;
   bits |= bits >> 1;
   bits |= bits >> 2;
   bits &= 0x11111111u;
@@ -326,8 +321,9 @@ __device__ __forceinline__ void storeVotes(uint32_t* mask, int firstByte, int ti
 
 using VoteKernel = void (*)(ChunkLayout, Workspace, VoteSchedule, VoteOperands);
 
-template <class S, class Memory>
+template <class S, int kDims>
 cudaError_t launchVotes(const LaunchContext& context, VoteKernel kernel) {
+  using Memory = VoteMemory<S, kDims>;
   const ChunkLayout& layout = context.layout;
   const VoteSchedule schedule = scheduleVotes<Memory>(layout, context.device);
   if (schedule.keyRanges == 0) return cudaSuccess;
@@ -336,8 +332,8 @@ cudaError_t launchVotes(const LaunchContext& context, VoteKernel kernel) {
   if (error == cudaSuccess && !schedule.headsWhole) error = clearVotes(context);
   if (error != cudaSuccess) return error;
   kernel<<<dim3(schedule.keyRanges * schedule.passes, layout.kvHeads, layout.segmentCount),
-           Memory::kThreads, bytes, context.stream>>>(layout, context.workspace, schedule,
-                                                      voteOperands<S>(context));
+           kVoteThreads, bytes, context.stream>>>(layout, context.workspace, schedule,
+                                                  voteOperands<S>(context));
   return cudaGetLastError();
 }
 

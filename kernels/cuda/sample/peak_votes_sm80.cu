@@ -19,16 +19,12 @@ __device__ __forceinline__ void multiply(ScoreSum<S> (&sums)[4], const uint32_t 
   }
 }
 
-constexpr int kGroups = 2;
-
 template <class S, int kDims>
-__global__ __launch_bounds__(kGroups* kGroupThreads,
-                             1) void peakVotes(const __grid_constant__ ChunkLayout layout,
-                                               const Workspace workspace,
-                                               const VoteSchedule schedule,
-                                               const __grid_constant__ VoteOperands operands) {
+__global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
+    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
+    const VoteSchedule schedule, const __grid_constant__ VoteOperands operands) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
-  using Block = VoteBlock<S, kDims, kGroups>;
+  using Block = VoteBlock<S, kDims>;
   using Sum = ScoreSum<S>;
   constexpr int kRowBytes = Block::Memory::kRowBytes;
   VoteRange range;
@@ -41,27 +37,27 @@ __global__ __launch_bounds__(kGroups* kGroupThreads,
   block.copyKeys(range.blockBegin);
   block.loadVoters();
   const HeadWalk firstHead = startWalk(layout, workspace, schedule, range);
-  const int allRemote = static_cast<int>(
-      windowStart(block.segment().begin, block.segment().windowTokens) / kTileRows);
+  const int allRemote =
+      static_cast<int>(windowStart(block.segment().begin, block.segment().windowTokens) / kTileRows);
   const Sum* starts = block.starts(group) + lane % 4 * 2;
 
-  for (int step = range.blockBegin; step < range.blockEnd; step += kStepBlocks) {
-    const int myBlock = Block::blockOf(step, group);
+  for (int step = range.blockBegin; step < range.blockEnd; step += kGroups) {
+    const int myBlock = step + group;
     uint32_t a[2][kRowBytes / 32][4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int k = 0; k < kRowBytes / 32; ++k) {
-        loadMatrix4(a[m][k],
-                    block.keyTile(group) + tileByteOffset<kRowBytes, int(kTileRows)>(
-                                               warp * 32 + m * 16 + lane % 16, k * 2 + lane / 16));
+        loadMatrix4(a[m][k], block.keyTile(group) +
+                                 tileByteOffset<kRowBytes, int(kTileRows)>(
+                                     warp * 32 + m * 16 + lane % 16, k * 2 + lane / 16));
       }
     }
     if (Block::kQuantized || step == range.blockBegin || myBlock >= allRemote) {
       block.setStarts(myBlock);
     }
     syncGroup(group);
-    if (step + kStepBlocks < range.blockEnd) block.copyKeys(step + kStepBlocks);
+    if (step + kGroups < range.blockEnd) block.copyKeys(step + kGroups);
 
     HeadWalk walk = firstHead;
     uint32_t misses[2][2] = {{kAllMissed, kAllMissed}, {kAllMissed, kAllMissed}};
@@ -103,25 +99,20 @@ __global__ __launch_bounds__(kGroups* kGroupThreads,
   }
 }
 
-template <class S, int kDims>
-cudaError_t launch(const LaunchContext& context) {
-  return launchVotes<S, VoteMemory<S, kDims, kGroups>>(context, peakVotes<S, kDims>);
-}
-
 template <class S>
-cudaError_t launchDims(const LaunchContext& context) {
+cudaError_t launch(const LaunchContext& context) {
   const int dims = context.chunk.options.scoreDims.count();
-  return dims == 32   ? launch<S, 32>(context)
-         : dims == 64 ? launch<S, 64>(context)
-                      : launch<S, 128>(context);
+  return dims == 32   ? launchVotes<S, 32>(context, peakVotes<S, 32>)
+         : dims == 64 ? launchVotes<S, 64>(context, peakVotes<S, 64>)
+                      : launchVotes<S, 128>(context, peakVotes<S, 128>);
 }
 
 }  // namespace
 
 cudaError_t launchVotesMmaSync(const LaunchContext& context) {
-  if (context.chunk.options.scoreNumbers == ScoreNumbers::int8) return launchDims<int8_t>(context);
-  return context.chunk.shape.element == Element::bf16 ? launchDims<Bf16>(context)
-                                                      : launchDims<F16>(context);
+  if (context.chunk.options.scoreNumbers == ScoreNumbers::int8) return launch<int8_t>(context);
+  return context.chunk.shape.element == Element::bf16 ? launch<Bf16>(context)
+                                                      : launch<F16>(context);
 }
 
 }  // namespace longsight::cuda

@@ -120,31 +120,42 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim, kRowBlocks>& shared, RowQuer
       }
     }
     const ColumnRange range = rangeOf(tile);
+    int firstPosition = positions[0];
+#pragma unroll
+    for (int half = 1; half < kHalves; ++half) {
+      firstPosition = min(firstPosition, positions[half]);
+    }
+    const bool whole = __all_sync(
+        ~0u, range.begin + kSumColumns <= range.end && range.begin + kSumColumns - 1 <= firstPosition);
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
       float best = maximum[half];
 #pragma unroll
       for (int n = 0; n < kSumColumns / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = range.begin + n * 8 + lane % 4 * 2 + i;
-          float& score = scores[half / 2][n][half % 2 * 2 + i];
-          const bool seen = column < range.end && column <= positions[half];
-          score = seen ? score * scaleLog2 : -INFINITY;
-          best = fmaxf(best, score);
+        float* pair = scores[half / 2][n] + half % 2 * 2;
+        if (!whole) {
+          const int last = min(range.end - 1, positions[half]) - range.begin - lane % 4 * 2;
+          if (n * 8 > last) pair[0] = -INFINITY;
+          if (n * 8 + 1 > last) pair[1] = -INFINITY;
         }
+        best = fmaxf(best, fmaxf(pair[0], pair[1]));
       }
       best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
       best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
-      const float base = best == -INFINITY ? 0.0f : best;
+      const float base = best == -INFINITY ? 0.0f : best * scaleLog2;
       float added = 0.0f;
 #pragma unroll
       for (int n = 0; n < kSumColumns / 8; ++n) {
         const float* pair = scores[half / 2][n] + half % 2 * 2;
-        added += exp2Fast(pair[0] - base) + exp2Fast(pair[1] - base);
+        added += exp2Fast(fmaf(pair[0], scaleLog2, -base)) +
+                 exp2Fast(fmaf(pair[1], scaleLog2, -base));
       }
-      sum[half] = sum[half] * exp2Fast(maximum[half] - base) + added;
-      maximum[half] = best;
+      // A maximum that stays must rescale by exactly 1.
+      if (best != maximum[half]) {
+        sum[half] *= exp2Fast(fmaf(maximum[half], scaleLog2, -base));
+        maximum[half] = best;
+      }
+      sum[half] += added;
     }
     __syncthreads();
   }
@@ -154,7 +165,7 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim, kRowBlocks>& shared, RowQuer
     float total = sum[half];
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
-    result[half] = {maximum[half], total};
+    result[half] = {maximum[half] * scaleLog2, total};
   }
 }
 
