@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "chunk_layout.h"
+#include "sample/quantized.cuh"
 #include "sample_attention.h"
 
 namespace longsight::cuda {
@@ -31,16 +32,19 @@ std::string validateShape(const HeadShape& shape) {
 }
 
 std::string validateScoreDims(const SparseOptions& options, int32_t headDim) {
-  const int32_t count = options.scoreDims.count();
-  if (count != headDim && count != headDim / 2) {
-    return "score dims hold " + text(count) + " of " + text(headDim) +
-           " dimensions: all or half of them are possible";
-  }
+  int32_t end = 0;
+  int32_t pieces = 0;
   for (const DimRange& range : options.scoreDims.ranges) {
-    if (range.begin % 8 != 0 || range.end % 8 != 0 || range.begin < 0 || range.end > headDim) {
+    if (range.begin < end || range.end < range.begin || range.end > headDim) {
       return "score dims [" + text(range.begin) + ", " + text(range.end) +
-             ") do not begin and end at multiples of 8 within the head";
+             ") are not in order within a head of " + text(headDim) + " dimensions";
     }
+    end = range.end;
+    if (range.end > range.begin) pieces += (range.end + 7) / 8 - range.begin / 8;
+  }
+  if (pieces < 1 || pieces > ScoreDimsMap::kMaxPieces) {
+    return "score dims touch " + text(pieces) + " groups of 8 dimensions: 1 to " +
+           text(ScoreDimsMap::kMaxPieces) + " are possible";
   }
   return {};
 }
@@ -150,7 +154,7 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
   const bool quantized =
       options.policy == Policy::peak && options.scoreNumbers == ScoreNumbers::int8;
   const int64_t remoteBlocks = quantized ? mostRemoteBlocks(layout) : 0;
-  const int64_t scoreDims = options.scoreDims.count();
+  const int64_t scoreDims = scoreDimsMap(options.scoreDims).paddedDims();
   plan.quantizedKeys = place(layout.kvHeads * remoteBlocks * kTileRows * scoreDims);
   plan.keyScales = place(layout.kvHeads * remoteBlocks * 4);
   plan.quantizedVoters = place(quantized ? voters * scoreDims : 0);
@@ -289,23 +293,22 @@ cudaError_t launchDequantize(const Chunk& chunk, const Tensors& tensors, void* w
 
 cudaError_t launchSample(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                          cudaStream_t stream) {
-  return withContext(chunk, tensors, workspace, stream,
-                     [&](const LaunchContext& context, bool sparse) {
-                       if (!sparse) return cudaSuccess;
-                       if (chunk.shape.headDim != 64 && chunk.shape.headDim != 128)
-                         return cudaErrorNotSupported;
-                       const bool wgmma = takesWgmma(context, path);
-                       if (chunk.options.policy == Policy::mass) {
-                         return wgmma ? launchMassesWgmma(context) : launchMassesMmaSync(context);
-                       }
-                       cudaError_t error = launchAnchors(context);
-                       if (error == cudaSuccess &&
-                           chunk.options.scoreNumbers == ScoreNumbers::int8) {
-                         error = launchQuantize(context);
-                       }
-                       if (error != cudaSuccess) return error;
-                       return wgmma ? launchVotesWgmma(context) : launchVotesMmaSync(context);
-                     });
+  return withContext(
+      chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool sparse) {
+        if (!sparse) return cudaSuccess;
+        const bool wgmma = takesWgmma(context, path);
+        if (chunk.options.policy == Policy::mass) {
+          // Heads of other dimensions are rare: the general path serves them.
+          const bool common = chunk.shape.headDim == 64 || chunk.shape.headDim == 128;
+          return wgmma && common ? launchMassesWgmma(context) : launchMassesMmaSync(context);
+        }
+        cudaError_t error = launchAnchors(context);
+        if (error == cudaSuccess && chunk.options.scoreNumbers == ScoreNumbers::int8) {
+          error = launchQuantize(context);
+        }
+        if (error != cudaSuccess) return error;
+        return wgmma ? launchVotesWgmma(context) : launchVotesMmaSync(context);
+      });
 }
 
 cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t stream) {

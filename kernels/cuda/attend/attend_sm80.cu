@@ -9,13 +9,17 @@
 namespace longsight::cuda {
 namespace {
 
-// What the registers beside the output hold: 32 rows a warp halve the reads of keys and values, and
-// many columns make few tiles, each with its own maxima.
+// 32 rows a warp halve the reads of keys and values; with 256 dimensions the output leaves
+// registers for 16. With 64 a tile is so soon done that its copies have to be a whole tile ahead,
+// in a second buffer, and three blocks a processor hide more than longer tiles do.
 template <int kDim>
 struct AttendTraits {
   static constexpr int kRowBlocks = kDim > 128 ? 1 : 2;  // of 16 rows, of a warp
   static constexpr int kThreads = 128 / (16 * kRowBlocks) * 32;
-  static constexpr int kColumns = kDim > 128 ? 32 : 64;
+  static constexpr int kColumns = kDim == 64 ? 48 : kDim > 128 ? 32 : 64;
+  static constexpr int kStages = kDim == 64 ? 2 : 1;
+  static constexpr int kCopyUnroll = kDim == 64 ? 3 : 4;
+  static constexpr int kBlocks = kDim == 64 ? 3 : 1;  // a processor
   static constexpr int kPieces = kDim / 8;
   // Threads that copy a row, some of them idle where its pieces are no power of two.
   static constexpr int kCopyThreads = kTileDim<kDim> / 8;
@@ -29,8 +33,8 @@ template <class T, int kDim>
 struct SharedMemoryPlan {
   static constexpr int kColumns = AttendTraits<kDim>::kColumns;
   alignas(1024) T queries[kTileRows * kTileDim<kDim>];
-  alignas(1024) T keys[kColumns * kTileDim<kDim>];
-  alignas(1024) T values[kColumns * kTileDim<kDim>];
+  alignas(1024) T keys[AttendTraits<kDim>::kStages][kColumns * kTileDim<kDim>];
+  alignas(1024) T values[AttendTraits<kDim>::kStages][kColumns * kTileDim<kDim>];
   // Columns of this tile and the next, -1 where there is none.
   int columns[2][kColumns];
   // Here rather than in registers, of which the loop needs all.
@@ -38,7 +42,7 @@ struct SharedMemoryPlan {
 };
 
 template <class T, int kDim>
-__global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
+__global__ __launch_bounds__(AttendTraits<kDim>::kThreads, AttendTraits<kDim>::kBlocks) void attend(
     const __grid_constant__ ChunkLayout layout, const Workspace workspace,
     const __grid_constant__ Tensors tensors) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
@@ -90,8 +94,10 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
     }
     shared.columns[tile % 2][thread] = column;
   };
+  constexpr int kTileBytes = kColumns * kTileDim<kDim> * 2;
   const auto copyRows = [&](const void* source, uint32_t target, int tile) {
-#pragma unroll 4
+    if constexpr (Traits::kStages > 1) target += tile % Traits::kStages * kTileBytes;
+#pragma unroll(Traits::kCopyUnroll)
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!copies) break;
       const int row = pass * kRowsAtOnce + rowInPass;
@@ -124,11 +130,25 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
   findColumns(0);
   __syncthreads();
   copyRows(tensors.keys, keyTile, 0);
+  if constexpr (Traits::kStages > 1) {
+    copyRows(tensors.values, valueTile, 0);
+    if (tiles > 1) findColumns(1);
+  }
   for (int tile = 0; tile < tiles; ++tile) {
     copyAsyncWait<0>();
     __syncthreads();
-    copyRows(tensors.values, valueTile, tile);
-    if (tile + 1 < tiles) findColumns(tile + 1);
+    uint32_t stageOffset = 0;
+    if constexpr (Traits::kStages > 1) {
+      stageOffset = tile % Traits::kStages * kTileBytes;
+      if (tile + 1 < tiles) {
+        copyRows(tensors.keys, keyTile, tile + 1);
+        copyRows(tensors.values, valueTile, tile + 1);
+      }
+      if (tile + 2 < tiles) findColumns(tile + 2);
+    } else {
+      copyRows(tensors.values, valueTile, tile);
+      if (tile + 1 < tiles) findColumns(tile + 1);
+    }
 
     float scores[kRowBlocks][kColumns / 8][4] = {};
 #pragma unroll
@@ -141,7 +161,7 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
 #pragma unroll
       for (int n = 0; n < kColumns / 16; ++n) {
         uint32_t b[4];
-        loadMatrix4(b, (keyRow ^ k % 4 * 32) + k / 4 * kColumnBlock + n * 16 * 128);
+        loadMatrix4(b, ((keyRow + stageOffset) ^ k % 4 * 32) + k / 4 * kColumnBlock + n * 16 * 128);
 #pragma unroll
         for (int m = 0; m < kRowBlocks; ++m) {
           mma16x8x16<T>(scores[m][2 * n], a[m], b[0], b[1]);
@@ -201,9 +221,11 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
       }
     }
 
-    copyAsyncWait<0>();
-    __syncthreads();
-    if (tile + 1 < tiles) copyRows(tensors.keys, keyTile, tile + 1);
+    if constexpr (Traits::kStages == 1) {
+      copyAsyncWait<0>();
+      __syncthreads();
+      if (tile + 1 < tiles) copyRows(tensors.keys, keyTile, tile + 1);
+    }
 #pragma unroll
     for (int k = 0; k < kColumns / 16; ++k) {
       uint32_t a[kRowBlocks][4];
@@ -218,7 +240,8 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads) void attend(
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
         uint32_t b[4];
-        loadMatrix4Transposed(b, (valueRow ^ n % 4 * 32) + n / 4 * kColumnBlock + k * 16 * 128);
+        loadMatrix4Transposed(
+            b, ((valueRow + stageOffset) ^ n % 4 * 32) + n / 4 * kColumnBlock + k * 16 * 128);
 #pragma unroll
         for (int m = 0; m < kRowBlocks; ++m) {
           mma16x8x16<T>(accumulated[m][2 * n], a[m], b[0], b[1]);

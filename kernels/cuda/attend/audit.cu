@@ -29,10 +29,9 @@ __device__ int auditRow(const SegmentLayout& segment, int auditRows, int i) {
 // Packed rows are [segment][audit row][head of the group], in chunks of kRows.
 // Block (chunk, KV head, split of the columns).
 template <class T, int kDim>
-__global__ __launch_bounds__(kSumThreads,
-                             2) void auditSums(const __grid_constant__ ChunkLayout layout,
-                                               const Workspace workspace, const T* queries,
-                                               const T* keys, int64_t capacityRows, float scale) {
+__global__ __launch_bounds__(kSumThreads, kDim > 128 ? 2 : 3) void auditSums(
+    const __grid_constant__ ChunkLayout layout, const Workspace workspace, const T* queries,
+    const T* keys, int64_t capacityRows, float scale) {
   extern __shared__ char sharedBytes[];
   auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim, kRowBlocks<kDim>>*>(sharedBytes);
   const int kvHead = blockIdx.y;

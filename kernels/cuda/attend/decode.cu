@@ -14,7 +14,8 @@ namespace {
 constexpr int kStages = 3;
 constexpr int kColumns = kStepColumns;
 constexpr int kPackedRows = 16;  // (row, head of the group) pairs of a block
-// Two blocks on each processor of a large card; only the speed depends on it.
+// Two blocks on each processor of a large card: more take no longer and no less, only the speed
+// depends on it.
 constexpr int kWantedBlocks = 264;
 
 // As many as fit with their stages in kSharedBytesEverywhere.
@@ -166,14 +167,23 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
     const uint32_t weights[4] = {
         packPair<T>(scores[0][0], scores[0][1]), packPair<T>(scores[0][2], scores[0][3]),
         packPair<T>(scores[1][0], scores[1][1]), packPair<T>(scores[1][2], scores[1][3])};
+    // After some steps a maximum seldom rises.
+    if (__any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+      for (int group = 0; group < kOutputGroups; ++group) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
+        }
+      }
+    }
 #pragma unroll
     for (int group = 0; group < kOutputGroups; ++group) {
       uint32_t b[4][2];
       current.loadValues(group, lane, b);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
         mma16x8x16<T>(output[group][n], weights, b[n][0], b[n][1]);
       }
     }
@@ -228,28 +238,50 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
   }
 }
 
-// One block a (row, head), one thread a dimension.
+// One block a (row, head). A thread adds one dimension of every kCombineParts-th split, since so
+// few blocks have to hide the latency of reading them; the parts meet in a fixed order.
+constexpr int kCombineThreads = 512;
+template <int kDim>
+inline constexpr int kCombineParts = kCombineThreads / kDim;
+
 template <class T, int kDim>
-__global__ __launch_bounds__(kDim) void combineSplits(const DecodeLayout layout,
-                                                      const Partials partials,
-                                                      const Tensors tensors) {
+__global__ __launch_bounds__(kCombineThreads) void combineSplits(const DecodeLayout layout,
+                                                                 const Partials partials,
+                                                                 const Tensors tensors) {
+  constexpr int kParts = kCombineParts<kDim>;
+  __shared__ float weights[kWantedBlocks];
+  __shared__ float sums[kWantedBlocks];
+  __shared__ float values[kParts][kDim];
   const int64_t pair = blockIdx.x;
   const int64_t pairs = int64_t(layout.rows) * layout.heads;
   const float scaleLog2 = tensors.scale * kLog2E;
-  float best = -INFINITY;
-  for (int split = 0; split < layout.splits; ++split) {
-    best = fmaxf(best, partials.sums[split * pairs + pair].x);
+  for (int split = threadIdx.x; split < layout.splits; split += kParts * kDim) {
+    const float2 part = partials.sums[split * pairs + pair];
+    weights[split] = part.x;
+    sums[split] = part.y;
   }
+  __syncthreads();
+  float best = -INFINITY;
+  for (int split = 0; split < layout.splits; ++split) best = fmaxf(best, weights[split]);
+  const int dim = threadIdx.x % kDim;
+  const int part = threadIdx.x / kDim;
   float value = 0.0f;
+#pragma unroll 4
+  for (int split = part; split < layout.splits; split += kParts) {
+    value += exp2f((weights[split] - best) * scaleLog2) *
+             partials.output[(split * pairs + pair) * kDim + dim];
+  }
+  values[part][dim] = value;
+  __syncthreads();
+  if (part != 0) return;
   float total = 0.0f;
   for (int split = 0; split < layout.splits; ++split) {
-    const float2 part = partials.sums[split * pairs + pair];
-    const float weight = exp2f((part.x - best) * scaleLog2);
-    value += weight * partials.output[(split * pairs + pair) * kDim + threadIdx.x];
-    total += weight * part.y;
+    total += exp2f((weights[split] - best) * scaleLog2) * sums[split];
   }
-  static_cast<T*>(tensors.output)[pair * kDim + threadIdx.x] = T(value / total);
-  if (tensors.logSumExp != nullptr && threadIdx.x == 0) {
+#pragma unroll
+  for (int i = 1; i < kParts; ++i) value += values[i][dim];
+  static_cast<T*>(tensors.output)[pair * kDim + dim] = T(value / total);
+  if (tensors.logSumExp != nullptr && dim == 0) {
     tensors.logSumExp[pair % layout.heads * layout.rows + pair / layout.heads] =
         (best * scaleLog2 + log2f(total)) * kLn2;
   }
@@ -269,8 +301,8 @@ cudaError_t launch(const DecodeTask& task, void* workspace, cudaStream_t stream)
       <<<dim3(layout.splits, layout.kvHeads, layout.packedBlocks), warpsOf(kDim) * 32, kBytes,
          stream>>>(layout, partials, task.tensors);
   if (const cudaError_t failed = cudaGetLastError(); failed != cudaSuccess) return failed;
-  combineSplits<T, kDim>
-      <<<layout.rows * layout.heads, kDim, 0, stream>>>(layout, partials, task.tensors);
+  combineSplits<T, kDim><<<layout.rows * layout.heads, kCombineParts<kDim> * kDim, 0, stream>>>(
+      layout, partials, task.tensors);
   return cudaGetLastError();
 }
 

@@ -30,6 +30,12 @@ __device__ __forceinline__ void copyAsyncPart(uint32_t target, const void* sourc
                : "memory");
 }
 
+__device__ __forceinline__ void storeShared16(uint32_t target, uint4 value) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 __device__ __forceinline__ void copyAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -2,9 +2,9 @@
 //
 // peak_j >= ln(epsilon) is the same as: some voter r scores q_r . k_j >= threshold_r, where
 // threshold_r = (anchor_r + ln(epsilon)) / scale. The matrix product starts from the negated
-// thresholds, so its sign is the answer, and a score costs half an AND of signs. Keys are the rows of
-// the product and stay in registers; the voters of some heads, as many as fit, stay in shared memory
-// while a block walks over its keys.
+// thresholds, so its sign is the answer, and a score costs half an AND of signs. Keys are the rows
+// of the product and stay in registers; the voters of some heads, as many as fit, stay in shared
+// memory while a block walks over its keys.
 //
 // A block is two groups of 128 threads with 128 keys each. Scores are of type S: the cache's
 // elements, or int8_t with a scale for each voter and each 128 keys (see quantize.cu).
@@ -18,7 +18,7 @@
 namespace longsight::cuda {
 
 inline constexpr int kVoterTile = 128;  // voters of one head that one step multiplies
-inline constexpr int kGroups = 2;  // each with a 128-block of keys at a time
+inline constexpr int kGroups = 2;       // each with a 128-block of keys at a time
 inline constexpr int kGroupThreads = 128;
 inline constexpr int kVoteThreads = kGroups * kGroupThreads;
 
@@ -35,8 +35,8 @@ struct VoteSchedule {
   bool headsWhole;        // no head's voters are split over passes: masks need no atomics
 };
 
-// Shared memory of a block: keys, then the voters, for each a threshold, the first 128-block that is
-// not remote, and what the products of either group start from.
+// Shared memory of a block: keys, then the voters, for each a threshold, the first 128-block that
+// is not remote, and what the products of either group start from.
 template <class S, int kDims>
 struct VoteMemory {
   static constexpr int kRowBytes = kDims * int(sizeof(S));
@@ -106,8 +106,7 @@ __device__ __forceinline__ bool findVoteRange(const ChunkLayout& layout,
   range.segment = gridDim.z - 1 - blockIdx.z;
   range.kvHead = blockIdx.y;
   range.firstTile = blockIdx.x % schedule.passes * schedule.tilesResident;
-  range.tiles =
-      min(schedule.tilesResident, schedule.tilesPerHead * layout.group - range.firstTile);
+  range.tiles = min(schedule.tilesResident, schedule.tilesPerHead * layout.group - range.firstTile);
   range.blockBegin = blockIdx.x / schedule.passes * schedule.keyBlocksPerRange;
   range.blockEnd = min(range.blockBegin + schedule.keyBlocksPerRange,
                        layout.segments[range.segment].remoteBlocks);
@@ -145,7 +144,8 @@ struct VoteBlock {
   }
   // What products of a group start from: the threshold of each voter, negated.
   __device__ Sum* starts(int group) const {
-    return reinterpret_cast<Sum*>(remoteBlocks() + (1 + group) * schedule.tilesResident * kVoterTile);
+    return reinterpret_cast<Sum*>(remoteBlocks() +
+                                  (1 + group) * schedule.tilesResident * kVoterTile);
   }
 
   // The calling group copies its keys of the step that begins at block `step`.
@@ -154,16 +154,16 @@ struct VoteBlock {
     const char* rows = operands.keys + range.kvHead * operands.keyHeadBytes;
     const int firstKey = (step + group) * int(kTileRows);
 #pragma unroll 4
-    for (int i = threadIdx.x % kGroupThreads; i < int(kTileRows) * kPieces;
-         i += kGroupThreads) {
+    for (int i = threadIdx.x % kGroupThreads; i < int(kTileRows) * kPieces; i += kGroupThreads) {
       const int row = i / kPieces;
       // Keys beyond the remote blocks are not stored; beyond the segment they are not even read.
       const bool valid = firstKey + row < segment().remoteBlocks * int(kTileRows);
-      copyAsync16(keyTile(group) + tileByteOffset<Memory::kRowBytes, int(kTileRows)>(row, i % kPieces),
-                  valid ? rows + (firstKey + row) * operands.keyRowBytes +
-                              operands.template pieceOffset<S>(i % kPieces)
-                        : rows,
-                  valid);
+      copyAsync16(
+          keyTile(group) + tileByteOffset<Memory::kRowBytes, int(kTileRows)>(row, i % kPieces),
+          valid ? rows + (firstKey + row) * operands.keyRowBytes +
+                      operands.template pieceOffset<S>(i % kPieces)
+                : rows,
+          valid);
     }
     copyAsyncCommit();
   }
@@ -183,15 +183,20 @@ struct VoteBlock {
       const bool valid = voter < segment().voters;
       const char* source = operands.voters;
       if (valid) {
-        const int64_t row = kQuantized
-                                ? voterValuesBegin(segment(), headOf(tile)) + voter
-                                : int64_t(voterPosition(segment(), voter) - layout.begin) *
-                                          layout.heads + headOf(tile);
+        const int64_t row =
+            kQuantized ? voterValuesBegin(segment(), headOf(tile)) + voter
+                       : int64_t(voterPosition(segment(), voter) - layout.begin) * layout.heads +
+                             headOf(tile);
         source += row * operands.voterRowBytes + operands.template pieceOffset<S>(i % kPieces);
       }
-      copyAsync16(voterTile(tile) + tileByteOffset<Memory::kRowBytes, kVoterTile>(
-                                        packed % kVoterTile, i % kPieces),
-                  source, valid);
+      const uint32_t target = voterTile(tile) + tileByteOffset<Memory::kRowBytes, kVoterTile>(
+                                                    packed % kVoterTile, i % kPieces);
+      const uint32_t scored = kQuantized ? 0xFF : operands.map.scored[i % kPieces];
+      if (scored == 0xFF || scored == 0 || !valid) {
+        copyAsync16(target, source, valid && scored != 0);
+      } else {
+        storeShared16(target, keepScored(*reinterpret_cast<const uint4*>(source), scored));
+      }
     }
     copyAsyncCommit();
     for (int packed = threadIdx.x; packed < range.tiles * kVoterTile; packed += kVoteThreads) {
@@ -275,8 +280,7 @@ struct HeadWalk {
   }
 };
 
-__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout,
-                                              const Workspace& workspace,
+__device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout, const Workspace& workspace,
                                               const VoteSchedule& schedule,
                                               const VoteRange& range) {
   const SegmentLayout& segment = layout.segments[range.segment];
@@ -286,9 +290,9 @@ __device__ __forceinline__ HeadWalk startWalk(const ChunkLayout& layout,
           workspace.votes + segment.maskBegin + head * wordsPerHead, wordsPerHead};
 }
 
-// Stores the votes of a warp's two tiles of 16 keys and resets its misses. The four threads that hold
-// a key's sums each have its misses among theirs. misses[t][i] has keys 8 i to 8 i + 7 of tile t,
-// whose bits make byte firstByte + t * tileBytes + i of the mask.
+// Stores the votes of a warp's two tiles of 16 keys and resets its misses. The four threads that
+// hold a key's sums each have its misses among theirs. misses[t][i] has keys 8 i to 8 i + 7 of tile
+// t, whose bits make byte firstByte + t * tileBytes + i of the mask.
 __device__ __forceinline__ void storeVotes(uint32_t* mask, int firstByte, int tileBytes,
                                            uint32_t (&misses)[2][2], bool valid, bool whole) {
   const int lane = threadIdx.x % 32;

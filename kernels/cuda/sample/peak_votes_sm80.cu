@@ -20,9 +20,11 @@ __device__ __forceinline__ void multiply(ScoreSum<S> (&sums)[4], const uint32_t 
 }
 
 template <class S, int kDims>
-__global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
-    const VoteSchedule schedule, const __grid_constant__ VoteOperands operands) {
+__global__ __launch_bounds__(kVoteThreads,
+                             1) void peakVotes(const __grid_constant__ ChunkLayout layout,
+                                               const Workspace workspace,
+                                               const VoteSchedule schedule,
+                                               const __grid_constant__ VoteOperands operands) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   using Block = VoteBlock<S, kDims>;
   using Sum = ScoreSum<S>;
@@ -37,8 +39,8 @@ __global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
   block.copyKeys(range.blockBegin);
   block.loadVoters();
   const HeadWalk firstHead = startWalk(layout, workspace, schedule, range);
-  const int allRemote =
-      static_cast<int>(windowStart(block.segment().begin, block.segment().windowTokens) / kTileRows);
+  const int allRemote = static_cast<int>(
+      windowStart(block.segment().begin, block.segment().windowTokens) / kTileRows);
   const Sum* starts = block.starts(group) + lane % 4 * 2;
 
   for (int step = range.blockBegin; step < range.blockEnd; step += kGroups) {
@@ -48,9 +50,9 @@ __global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int k = 0; k < kRowBytes / 32; ++k) {
-        loadMatrix4(a[m][k], block.keyTile(group) +
-                                 tileByteOffset<kRowBytes, int(kTileRows)>(
-                                     warp * 32 + m * 16 + lane % 16, k * 2 + lane / 16));
+        loadMatrix4(a[m][k],
+                    block.keyTile(group) + tileByteOffset<kRowBytes, int(kTileRows)>(
+                                               warp * 32 + m * 16 + lane % 16, k * 2 + lane / 16));
       }
     }
     if (Block::kQuantized || step == range.blockBegin || myBlock >= allRemote) {
@@ -101,7 +103,7 @@ __global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
 
 template <class S>
 cudaError_t launch(const LaunchContext& context) {
-  const int dims = context.chunk.options.scoreDims.count();
+  const int dims = scoreDimsMap(context.chunk.options.scoreDims).paddedDims();
   return dims == 32   ? launchVotes<S, 32>(context, peakVotes<S, 32>)
          : dims == 64 ? launchVotes<S, 64>(context, peakVotes<S, 64>)
                       : launchVotes<S, 128>(context, peakVotes<S, 128>);

@@ -11,9 +11,11 @@ namespace {
 enum NamedBarrier { kTurn = 1, kKeysLoaded = 3 };
 
 template <class S, int kDims>
-__global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
-    const VoteSchedule schedule, const __grid_constant__ VoteOperands operands) {
+__global__ __launch_bounds__(kVoteThreads,
+                             1) void peakVotes(const __grid_constant__ ChunkLayout layout,
+                                               const Workspace workspace,
+                                               const VoteSchedule schedule,
+                                               const __grid_constant__ VoteOperands operands) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   using Block = VoteBlock<S, kDims>;
   using Sum = ScoreSum<S>;
@@ -33,8 +35,8 @@ __global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
   if (group == 1) namedBarrierArrive(kTurn, kVoteThreads);
   const HeadWalk firstHead = startWalk(layout, workspace, schedule, range);
   const bool headsWhole = schedule.headsWhole;
-  const int allRemote =
-      static_cast<int>(windowStart(block.segment().begin, block.segment().windowTokens) / kTileRows);
+  const int allRemote = static_cast<int>(
+      windowStart(block.segment().begin, block.segment().windowTokens) / kTileRows);
   const Sum* starts = block.starts(group) + lane % 4 * 2;
 
   // [product][row, row + 8]
@@ -97,7 +99,7 @@ __global__ __launch_bounds__(kVoteThreads, 1) void peakVotes(
 
 template <class S>
 cudaError_t launch(const LaunchContext& context) {
-  const int dims = context.chunk.options.scoreDims.count();
+  const int dims = scoreDimsMap(context.chunk.options.scoreDims).paddedDims();
   return dims == 32   ? launchVotes<S, 32>(context, peakVotes<S, 32>)
          : dims == 64 ? launchVotes<S, 64>(context, peakVotes<S, 64>)
                       : launchVotes<S, 128>(context, peakVotes<S, 128>);

@@ -18,10 +18,10 @@ __device__ __forceinline__ uint32_t toByte(float value, float inverseScale) {
   return static_cast<uint32_t>(__float2int_rn(value * inverseScale)) & 0xFF;
 }
 
-// Eight elements from 16 bytes.
+// Eight elements from 16 bytes, zero where they are no score dims.
 template <class T>
-__device__ __forceinline__ void widen(const T* source, float (&values)[8]) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(source);
+__device__ __forceinline__ void widen(const T* source, uint32_t scored, float (&values)[8]) {
+  const uint4 raw = keepScored(*reinterpret_cast<const uint4*>(source), scored);
   const T* elements = reinterpret_cast<const T*>(&raw);
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = float(elements[i]);
@@ -52,7 +52,8 @@ __global__ __launch_bounds__(kThreads) void quantizeKeys(const T* keys, int64_t 
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     const int i = pass * kThreads + threadIdx.x;
-    widen(rows + int64_t(i / kPieces) * headDim + map.dimOf(i % kPieces * 8), values[pass]);
+    widen(rows + int64_t(i / kPieces) * headDim + map.dimOf(i % kPieces), map.scored[i % kPieces],
+          values[pass]);
 #pragma unroll
     for (int k = 0; k < 8; ++k) largest = fmaxf(largest, fabsf(values[pass][k]));
   }
@@ -88,8 +89,8 @@ __global__ __launch_bounds__(kThreads) void quantizeVoters(
   const bool valid = segment.stride > 0 && voter < segment.voters;
   float values[8] = {};
   if (valid) {
-    widen(voterQueries(layout, segment, queries, head, headDim, voter).first + map.dimOf(piece * 8),
-          values);
+    widen(voterQueries(layout, segment, queries, head, headDim, voter).first + map.dimOf(piece),
+          map.scored[piece], values);
   }
   float largest = 0.0f;
 #pragma unroll
@@ -131,7 +132,7 @@ cudaError_t launch(const LaunchContext& context) {
 
 template <class T>
 cudaError_t launchElement(const LaunchContext& context) {
-  const int dims = context.chunk.options.scoreDims.count();
+  const int dims = scoreDimsMap(context.chunk.options.scoreDims).paddedDims();
   return dims == 32   ? launch<T, 32>(context)
          : dims == 64 ? launch<T, 64>(context)
                       : launch<T, 128>(context);

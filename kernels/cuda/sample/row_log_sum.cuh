@@ -125,8 +125,8 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim, kRowBlocks>& shared, RowQuer
     for (int half = 1; half < kHalves; ++half) {
       firstPosition = min(firstPosition, positions[half]);
     }
-    const bool whole = __all_sync(
-        ~0u, range.begin + kSumColumns <= range.end && range.begin + kSumColumns - 1 <= firstPosition);
+    const bool whole = __all_sync(~0u, range.begin + kSumColumns <= range.end &&
+                                           range.begin + kSumColumns - 1 <= firstPosition);
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
       float best = maximum[half];
@@ -147,8 +147,8 @@ __device__ void sumRows(RowSumSharedMemory<T, kDim, kRowBlocks>& shared, RowQuer
 #pragma unroll
       for (int n = 0; n < kSumColumns / 8; ++n) {
         const float* pair = scores[half / 2][n] + half % 2 * 2;
-        added += exp2Fast(fmaf(pair[0], scaleLog2, -base)) +
-                 exp2Fast(fmaf(pair[1], scaleLog2, -base));
+        added +=
+            exp2Fast(fmaf(pair[0], scaleLog2, -base)) + exp2Fast(fmaf(pair[1], scaleLog2, -base));
       }
       // A maximum that stays must rescale by exactly 1.
       if (best != maximum[half]) {

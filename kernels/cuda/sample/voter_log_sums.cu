@@ -1,5 +1,6 @@
 // Policy `mass`, stage 1, first pass on mma.sync: each voter's log sum over all columns it sees.
 // On sm_90a it repairs the rows whose sum overflowed (see masses_sm90.cu).
+#include "head_dispatch.cuh"
 #include "sample/row_log_sum.cuh"
 #include "sample/voters.cuh"
 
@@ -72,13 +73,9 @@ cudaError_t launch(const LaunchContext& context, bool overflowedOnly) {
 }  // namespace
 
 cudaError_t launchVoterLogSums(const LaunchContext& context, bool overflowedOnly) {
-  const HeadShape& shape = context.chunk.shape;
-  if (shape.element == Element::bf16) {
-    return shape.headDim == 64 ? launch<Bf16, 64>(context, overflowedOnly)
-                               : launch<Bf16, 128>(context, overflowedOnly);
-  }
-  return shape.headDim == 64 ? launch<F16, 64>(context, overflowedOnly)
-                             : launch<F16, 128>(context, overflowedOnly);
+  return dispatchHead(context.chunk.shape, [&]<class T, int kDim>() {
+    return launch<T, kDim>(context, overflowedOnly);
+  });
 }
 
 }  // namespace longsight::cuda

@@ -72,6 +72,27 @@ void addShapes(std::vector<CaseOptions>& cases) {
     options.listHeads = 2;
     cases.push_back(options);
   }
+  // Stage 1 with score dims that do not begin and end at multiples of 8 (80, neox).
+  for (const int32_t dim : {80, 96, 256}) {
+    for (const RopeStyle style : {RopeStyle::interleaved, RopeStyle::neox}) {
+      CaseOptions options = makeCase("new dims, voted lists", 2900, withDim({6, 2, 0}, dim));
+      options.ropeStyle = style;
+      options.params.segmentRows = 1024;
+      options.params.epsilon = 0.01;
+      options.listHeads = 2;
+      cases.push_back(options);
+      if (dim != 256) {
+        options.params.scoreDims = ScoreDims::all;
+        options.shape = asF16(options.shape);
+        cases.push_back(options);
+      }
+    }
+    CaseOptions options = makeCase("new dims, mass", 2900, asQ8(withDim({6, 2, 0}, dim)));
+    options.params.policy = Policy::mass;
+    options.params.segmentRows = 1024;
+    options.listHeads = 2;
+    cases.push_back(options);
+  }
   for (const int32_t dim : {80, 96, 256}) {
     for (const HeadShape& layout :
          {HeadShape{9, 3, 0}, HeadShape{14, 2, 0}, HeadShape{40, 8, 0}, HeadShape{8, 8, 0}}) {
