@@ -86,6 +86,7 @@ export async function startCodeServer({
   settings = {},
   env = {},
   verbose = false,
+  trust = true,
 } = {}) {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'longsight-code-'));
   const data = path.join(folder, 'data');
@@ -125,7 +126,8 @@ export async function startCodeServer({
   // prettier-ignore
   const server = [
     node, ...base, '--bind-addr', `127.0.0.1:${port}`, '--auth', 'none', '--disable-telemetry',
-    '--disable-update-check', '--disable-workspace-trust', '--disable-getting-started-override', '--disable-proxy',
+    '--disable-update-check', '--disable-getting-started-override', '--disable-proxy',
+    ...(trust ? ['--disable-workspace-trust'] : []),
   ];
   const [command, ...args] = hidden ? [...hide, root, ...server] : server;
   const child = spawn(command, args, {

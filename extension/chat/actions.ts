@@ -27,6 +27,9 @@ export async function perform(message: FromChat, targets: ActionTargets): Promis
     case 'selectModel':
       await targets.selectModel();
       return;
+    case 'openFolder':
+      await vscode.commands.executeCommand('vscode.openFolder');
+      return;
     case 'copy': {
       const answer = asking.conversation.get(message.id)?.answer;
       if (answer !== undefined) await copy(answer);

@@ -31,7 +31,8 @@ export type FromChat =
   | { type: 'copy'; id: number }
   | { type: 'remedy'; id: number; remedy: Remedy }
   | { type: 'showStats'; id: number }
-  | { type: 'selectModel' };
+  | { type: 'selectModel' }
+  | { type: 'openFolder' };
 
 export const remedyTitles: Record<Remedy, string> = {
   selectModel: 'Select Model…',
@@ -89,6 +90,7 @@ export function parseFromChat(value: unknown): FromChat | undefined {
   switch (message.type) {
     case 'ready':
     case 'selectModel':
+    case 'openFolder':
       return { type: message.type };
     case 'ask':
       return typeof message.question === 'string'

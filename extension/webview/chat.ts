@@ -136,19 +136,60 @@ function updateControls(): void {
   if (empty.hidden) return;
   empty.replaceChildren(
     el('h2', {}, 'Ask the whole workspace'),
+    ...(folders.length === 0
+      ? [
+          el('p', {}, 'Open a folder first: its files are what the model reads.'),
+          el(
+            'div',
+            { class: 'buttons' },
+            button('Open Folder…', 'primary', () => send({ type: 'openFolder' })),
+          ),
+        ]
+      : invitation(folders, modelName)),
+  );
+}
+
+/** For a start; a click writes one into the question box. */
+const exampleQuestions = [
+  'What does this project do?',
+  'Where does it start, and what happens then?',
+  'Which errors are handled, and how?',
+];
+
+function invitation(folders: string[], modelName: string): HTMLElement[] {
+  const propose = (question: string) => () => {
+    input.value = question;
+    draftChanged();
+    input.focus();
+  };
+  return [
     el(
       'p',
       {},
-      folders.length === 0
-        ? 'Open a folder first: its files are what the model reads.'
-        : `The files of ${folders.join(', ')} are read by a model on this machine. Nothing leaves it.`,
+      `The files of ${folders.join(', ')} are read by a model on this machine. Nothing leaves it.`,
     ),
     el(
       'p',
       { class: 'muted' },
       'Answers cite files: citations that were found there open the right lines.',
     ),
-  );
+    ...(modelName === ''
+      ? [
+          el(
+            'div',
+            { class: 'buttons' },
+            button('Select Model…', 'primary', () => send({ type: 'selectModel' })),
+          ),
+        ]
+      : []),
+    el(
+      'ul',
+      { class: 'examples', 'aria-label': 'Examples of questions' },
+      ...exampleQuestions.map((question) =>
+        el('li', {}, button(question, 'link', propose(question))),
+      ),
+    ),
+  ];
 }
 
 // ------------------------------------------------------------------ messages

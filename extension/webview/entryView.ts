@@ -176,7 +176,7 @@ export class EntryView {
       const tokens = confirmation.suggestedBudgetTokens.toLocaleString('en-US');
       buttons.push(
         button('Fewer Files', 'secondary', choose('fewerFiles'), {
-          title: `Read only ${tokens} tokens of the workspace, which takes less than half a minute`,
+          title: `Read only ${tokens} tokens of the workspace, in less time than the setting Confirm Above Seconds`,
         }),
       );
     }

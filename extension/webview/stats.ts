@@ -123,6 +123,11 @@ function headline(stats: Stats): HTMLElement {
   );
 }
 
+/** Of a time nobody wants to know more digits. */
+function phaseShare(share: number): string {
+  return share > 0 && share < 0.001 ? '< 0.1%' : formatPercent(share);
+}
+
 const phaseLabels = [
   ['queueMs', 'Queue'],
   ['loadMs', 'Load'],
@@ -140,7 +145,7 @@ function timeToFirstToken(stats: Stats): HTMLElement[] {
     const share = ms / total;
     const piece = el('div', {
       class: `phase phase-${index}`,
-      title: `${label}: ${formatDuration(ms)}, ${formatPercent(share)}`,
+      title: `${label}: ${formatDuration(ms)}, ${phaseShare(share)}`,
     });
     piece.style.flexGrow = String(share);
     if (ms > 0) bar.append(piece);
@@ -154,7 +159,7 @@ function timeToFirstToken(stats: Stats): HTMLElement[] {
         label,
       ),
       el('td', {}, formatDuration(ms)),
-      el('td', {}, formatPercent(share)),
+      el('td', {}, phaseShare(share)),
     );
   });
   const sum = el(

@@ -162,7 +162,7 @@ function citationsOf(text, folder) {
   };
 }
 
-function stats({ params }) {
+function stats({ params, model }) {
   // Like a small model's: early layers look far, some heads hardly.
   const heads = (layer) =>
     Array.from({ length: 9 }, (_, head) =>
@@ -176,9 +176,10 @@ function stats({ params }) {
     heads: all,
   }));
   return {
-    model: 'SmolLM2 135M Instruct',
+    model: path.basename(model.path, '.gguf'),
     device: 'cpu',
     params,
+    kvCache: model.kvCache,
     ...tokens,
     prefillTokensPerSecond: 612,
     decodeTokensPerSecond: 38.2,

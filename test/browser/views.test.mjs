@@ -36,6 +36,9 @@ describe('the views in a workbench', function () {
     const chat = await workbench.chat();
     await chat.locator('.empty h2', { hasText: 'Ask the whole workspace' }).waitFor();
     await chat.locator('.model', { hasText: 'SmolLM2' }).waitFor();
+    await chat.locator('.examples button').first().click();
+    assert.equal(await chat.locator('.question-input').inputValue(), 'What does this project do?');
+    await chat.locator('.question-input').fill('');
     await workbench.palette('Longsight: Show Stats');
     await (await workbench.webview('h1')).locator('text=Nothing has been measured yet').waitFor();
     await workbench.screenshot('views-empty-dark');

@@ -23,9 +23,11 @@ export class Workbench {
    * @param {object} options
    * @param {Record<string, unknown>} [options.settings] user settings
    * @param {string[]} options.files those of the sample workspace that are kept
+   * @param {boolean} [options.trust] false: the folder is opened in Restricted Mode
+   * @param {Record<string, unknown>} [options.workspaceSettings] of the folder itself
    * @param {string} [options.worker] plays the engine process instead of the packaged one
    */
-  static async start({ settings = {}, files, worker }) {
+  static async start({ settings = {}, files, trust = true, workspaceSettings, worker }) {
     const { LONGSIGHT_VSIX: vsix, LONGSIGHT_TEST_MODEL: model } = process.env;
     assert.ok(vsix, 'LONGSIGHT_VSIX names the package');
     assert.ok(model, 'LONGSIGHT_TEST_MODEL names the model');
@@ -35,10 +37,21 @@ export class Workbench {
       const source = path.join(root, 'test/fixtures/sample-workspace', file);
       fs.cpSync(source, path.join(workbench.workspace, file));
     }
+    if (workspaceSettings !== undefined) {
+      fs.mkdirSync(path.join(workbench.workspace, '.vscode'));
+      const file = path.join(workbench.workspace, '.vscode/settings.json');
+      fs.writeFileSync(file, JSON.stringify(workspaceSettings));
+    }
     try {
       workbench.server = await startCodeServer({
         vsix: [vsix],
-        settings: { 'workbench.colorTheme': themes.dark.name, ...settings },
+        settings: {
+          'workbench.colorTheme': themes.dark.name,
+          // No dialog: what is not trusted opens in Restricted Mode.
+          ...(trust ? {} : { 'security.workspace.trust.startupPrompt': 'never' }),
+          ...settings,
+        },
+        trust,
       });
       workbench.writeSettings('Machine', { 'longsight.model': model });
       if (worker !== undefined) workbench.replaceWorker(worker);

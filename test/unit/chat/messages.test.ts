@@ -7,6 +7,7 @@ describe('chat/messages', () => {
     const messages = [
       { type: 'ready' },
       { type: 'selectModel' },
+      { type: 'openFolder' },
       { type: 'ask', question: 'Why?' },
       { type: 'stop', id: 1 },
       { type: 'copy', id: 1 },
