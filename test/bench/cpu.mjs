@@ -1,10 +1,12 @@
 // `npm run bench:cpu`: Longsight beside libllama. Same libraries, file, text and machine, in turn.
-//   --model FILE       a GGUF file (default: the demo model)
-//   --synthetic        0.5 billion random weights, 16/8 heads of 128 dimensions, instead
-//   --tokens 2048,8192 lengths of the prefill
-//   --runs 3           of which medians are taken
-//   --threads N        default: one for each physical core
-//   --text FILE        default: the Python standard library, else the sample workspace
+//   --only PART,...       of the parts model, avx2 (the model with AVX2 forced) and synthetic (0.5
+//                         billion random weights, 16/8 heads of 128 dimensions); default: all
+//   --model FILE          a GGUF file (default: the demo model)
+//   --tokens 2048,8192    lengths of the prefill
+//   --runs 5              of which medians are taken
+//   --synthetic-runs 1    the same for the synthetic model, whose runs take minutes
+//   --threads N           default: one for each physical core
+//   --text FILE           default: the Python standard library, else the sample workspace
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from 'node:fs';
 import { cpus, loadavg } from 'node:os';
@@ -43,8 +45,11 @@ async function writeSynthetic(vocabularyFrom) {
 }
 
 /** The measurements of cpu_bench.cpp: quantity -> size -> name -> values. */
-async function measure(args, text) {
-  const child = spawn(program, args.map(String), { stdio: ['pipe', 'pipe', 'inherit'] });
+async function measure(args, text, env = {}) {
+  const child = spawn(program, args.map(String), {
+    stdio: ['pipe', 'pipe', 'inherit'],
+    env: { ...process.env, ...env },
+  });
   const ended = new Promise((resolve, reject) => {
     child.once('error', reject);
     child.once('close', resolve);
@@ -75,62 +80,101 @@ function table(head, rows) {
 const whole = (value) => Math.round(Number(value)).toLocaleString('en-US');
 const ratio = (value) => `${value.toFixed(2)}x`;
 
-function speedTable({ prefill, decode }) {
-  const prefills = Object.entries(prefill).map(([tokens, row]) => {
-    const [libllama, dense, peak] = [row.libllama, row.dense, row.peak].map(median);
-    const seconds = [libllama, dense, peak].map((value) => `${value.toFixed(2)} s`);
-    return [
-      `prefill ${whole(tokens)}`,
-      ...seconds,
-      ratio(libllama / dense),
-      ratio(libllama / peak),
-    ];
+/** Rows of all parts; libllama is the same for a part with a forced instruction set. */
+function speedTable(parts) {
+  const rows = parts.flatMap(({ title, measured: { prefill, decode = {} }, reference }) => {
+    const seconds = (values) => (values ? `${median(values).toFixed(2)} s` : '');
+    const times = (libllama, own) => (libllama && own ? ratio(median(libllama) / median(own)) : '');
+    const prefills = Object.entries(prefill).map(([tokens, { libllama, dense, peak }]) => {
+      const theirs = libllama ?? reference?.prefill[tokens]?.libllama;
+      const name = `${title}: prefill ${whole(tokens)}`;
+      const all = [theirs, dense, peak].map(seconds);
+      return [name, ...all, times(theirs, dense), times(theirs, peak)];
+    });
+    const decodes = Object.entries(decode).map(([depth, row]) => {
+      const [libllama, own] = [row.libllama, row.longsight].map(median);
+      const speeds = [libllama, own].map((value) => `${value.toFixed(1)} tok/s`);
+      return [`${title}: decode at ${whole(depth)}`, ...speeds, '', ratio(own / libllama), ''];
+    });
+    return [...prefills, ...decodes];
   });
-  const decodes = Object.entries(decode).map(([depth, row]) => {
-    const [libllama, own] = [row.libllama, row.longsight].map(median);
-    const speeds = [libllama, own].map((value) => `${value.toFixed(1)} tok/s`);
-    return [`decode at ${whole(depth)}`, ...speeds, '', ratio(own / libllama), ''];
-  });
-  const head = ['', 'libllama', 'dense', 'peak', 'dense / libllama', 'peak / libllama'];
-  return table(head, [...prefills, ...decodes]);
+  return table(['', 'libllama', 'dense', 'peak', 'dense / libllama', 'peak / libllama'], rows);
 }
 
-function rooflineTable({ prefill, gflop, density }, peak) {
-  const rows = Object.entries(prefill).flatMap(([tokens, row]) =>
-    ['libllama', 'dense', 'peak'].map((name) => {
-      const linear = gflop[tokens].linear[0];
-      const attention = gflop[tokens].attention[0] * (density[tokens][name]?.[0] ?? 1);
-      const speed = (linear + attention) / median(row[name]);
-      const share = peak ? `${whole((100 * speed) / peak)} %` : 'unknown';
-      return [`${name} ${whole(tokens)}`, ...[linear, attention, speed].map(whole), share];
-    }),
+function rooflineTable(parts) {
+  const rows = parts.flatMap(
+    ({ title, measured: { prefill, gflop, density, peak }, peakNames }) => {
+      const most = bestPeak(peak, peakNames);
+      return Object.entries(prefill).flatMap(([tokens, row]) =>
+        ['libllama', 'dense', 'peak'].flatMap((name) => {
+          if (!row[name]) return [];
+          const linear = gflop[tokens].linear[0];
+          const attention = gflop[tokens].attention[0] * (density[tokens]?.[name]?.[0] ?? 1);
+          const speed = (linear + attention) / median(row[name]);
+          const share = most ? `${whole((100 * speed) / most)} %` : 'unknown';
+          const figures = [linear, attention, speed].map(whole);
+          return [[`${title}: ${name} ${whole(tokens)}`, ...figures, share]];
+        }),
+      );
+    },
   );
   return table(['prefill', 'linear GFLOP', 'attention GFLOP', 'GFLOP/s', 'share of peak'], rows);
 }
 
-function report({ measured, model, text, runs, load }) {
-  const [threads, kernels] = Object.entries(measured.threads)[0];
-  const [scored, score] = Object.entries(measured.score)[0];
-  const settings = Object.entries(measured.settings)
-    .flatMap(([ubatch, row]) => Object.entries(row).map(([cache, [s]]) => ({ ubatch, cache, s })))
-    .sort((a, b) => a.s - b.s)[0];
-  const [bf16, f32] = ['bf16', 'f32'].map((name) =>
-    Math.max(0, ...(measured.peak?.[0][name] ?? [])),
-  );
-  const density = Object.values(measured.density).at(-1).peak[0];
-  const peaks = [bf16, f32].map((value) => (value ? `${whole(value)} GFLOP/s` : 'not measured'));
-  return `${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model}, threads: ${threads}, load average ${load.toFixed(2)} at the start
-${path.basename(model)}, ${text}; medians of ${runs}
-Kernels: ${Object.keys(kernels).join(', ')}; libllama with flash attention, n_ubatch ${settings.ubatch}, ${settings.cache} cache
-
-${speedTable(measured)}
-
-Peaks of all threads: bf16 dot product ${peaks[0]}, f32 multiply-add ${peaks[1]}
-
-${rooflineTable(measured, bf16 || f32)}
-
-Last ${whole(scored)} tokens of the longest prefill, peak against dense: KL ${score.kl[0].toFixed(5)}, same most likely token ${(100 * score.top1[0]).toFixed(1)} %, density ${density.toFixed(3)}`;
+/** The first of these peaks that the machine has, as the best of its bursts. */
+function bestPeak(peak, names) {
+  const name = names.find((each) => peak?.[0]?.[each]);
+  return name === undefined ? 0 : Math.max(...peak[0][name]);
 }
+
+function settingsText({ settings }) {
+  if (!settings) return '';
+  const [best] = Object.entries(settings)
+    .flatMap(([ubatch, row]) => Object.entries(row).map(([cache, [s]]) => ({ ubatch, cache, s })))
+    .sort((a, b) => a.s - b.s);
+  return `; libllama with flash attention, n_ubatch ${best.ubatch}, ${best.cache} cache`;
+}
+
+function report({ parts, text, threads, load, seconds }) {
+  const peakText = ['bf16', 'f32', 'avx2']
+    .map((name) => [
+      name,
+      Math.max(...parts.map(({ measured }) => bestPeak(measured.peak, [name]))),
+    ])
+    .filter(([, value]) => value > 0)
+    .map(([name, value]) => `${peakNames[name]} ${whole(value)} GFLOP/s`);
+  const kernels = parts.map(({ title, measured, model, runs }) => {
+    const names = Object.keys(Object.values(measured.threads)[0]).join(', ');
+    const file = path.basename(model);
+    return `${title}: ${file}, medians of ${runs}, kernels ${names}${settingsText(measured)}`;
+  });
+  const scores = parts.flatMap(({ title, measured: { score, density } }) => {
+    if (!score) return [];
+    const [scored, { kl, top1 }] = Object.entries(score)[0];
+    const share = Object.values(density).at(-1).peak[0];
+    return [
+      `${title}: last ${whole(scored)} tokens of the longest prefill, peak against dense: ` +
+        `KL ${kl[0].toFixed(5)}, same most likely token ${(100 * top1[0]).toFixed(1)} %, ` +
+        `density ${share.toFixed(3)}`,
+    ];
+  });
+  return `${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model}, threads: ${threads}, load average ${load.toFixed(2)} at the start, ${(seconds / 60).toFixed(1)} min
+Text: ${text}
+${kernels.join('\n')}
+
+${speedTable(parts)}
+
+Peaks of all threads: ${peakText.join(', ') || 'not measured'}
+
+${rooflineTable(parts)}
+${scores.map((score) => `\n${score}`).join('')}`;
+}
+
+const peakNames = {
+  bf16: 'bf16 dot product',
+  f32: 'f32 multiply-add',
+  avx2: 'f32 multiply-add with AVX2',
+};
 
 function parse(options) {
   try {
@@ -140,36 +184,88 @@ function parse(options) {
   }
 }
 
-main(async () => {
+const allParts = ['model', 'avx2', 'synthetic'];
+
+/** What was asked for, checked. */
+function options() {
   const text = (fallback) => ({ type: 'string', default: fallback });
   const { values } = parse({
+    only: text(allParts.join(',')),
     model: text(),
     text: text(),
-    synthetic: { type: 'boolean', default: false },
     tokens: text('2048,8192'),
-    runs: text('3'),
+    runs: text('5'),
+    'synthetic-runs': text('1'),
     threads: text('0'),
   });
+  const only = values.only.split(',');
+  const unknown = only.filter((part) => !allParts.includes(part));
+  if (unknown.length > 0) {
+    throw new Problem(`There is no part ${unknown.join(', ')}.`, `Parts: ${allParts.join(', ')}.`);
+  }
   const tokens = values.tokens.split(',').map(Number);
-  const [runs, threads] = [values.runs, values.threads].map(Number);
+  const [runs, syntheticRuns, threads] = [
+    values.runs,
+    values['synthetic-runs'],
+    values.threads,
+  ].map(Number);
   const inRange = (value, least) => Number.isInteger(value) && value >= least;
-  if (!tokens.every((each) => inRange(each, 64)) || !inRange(runs, 1) || !inRange(threads, 0)) {
+  const counts = inRange(runs, 1) && inRange(syntheticRuns, 1) && inRange(threads, 0);
+  if (!tokens.every((each) => inRange(each, 64)) || !counts) {
     throw new Problem(
-      `--tokens ${values.tokens} --runs ${values.runs} --threads ${values.threads} is not possible.`,
+      `--tokens ${values.tokens} --runs ${values.runs} --synthetic-runs ${values['synthetic-runs']} --threads ${values.threads} is not possible.`,
       'Whole numbers: tokens from 64, separated by commas; runs from 1; threads from 0.',
     );
   }
+  return { only, tokens, runs, syntheticRuns, threads, model: values.model, text: values.text };
+}
+
+function hasAvx2() {
+  return (
+    existsSync('/proc/cpuinfo') && /^flags\b.*\bavx2\b/m.test(readFileSync('/proc/cpuinfo', 'utf8'))
+  );
+}
+
+main(async () => {
+  const { only, tokens, runs, syntheticRuns, threads, ...given } = options();
   const load = loadavg()[0];
   await build();
   await step('Building the bench', 'cmake', ['--build', inRoot('build'), '--target', 'cpu_bench']);
-  const given = values.model ?? process.env.LONGSIGHT_TEST_MODEL ?? (await fetchModel());
-  const model = values.synthetic ? await writeSynthetic(given) : given;
+  const model = given.model ?? process.env.LONGSIGHT_TEST_MODEL ?? (await fetchModel());
   const most = Math.max(...tokens);
   const depths = [4096, 8192].filter((depth) => depth <= most);
-  const source = readText(values.text, 8 * most);
-  const args = [model, threads, runs, tokens, depths.length > 0 ? depths : most];
-  const measured = await measure(args, source.text);
-  console.log(report({ measured, model, text: source.name, runs, load }));
+  const source = readText(given.text, 8 * most);
+  const start = performance.now();
+  const parts = [];
+  const add = async (part, { counts = tokens, at = '', what, env }) => {
+    say(`\n── ${part.title}`);
+    const args = [part.model, threads, part.runs, counts, at, what];
+    const measured = await measure(args, source.text, env);
+    parts.push({ peakNames: ['bf16', 'f32', 'avx2'], ...part, measured });
+  };
+  if (only.includes('model')) {
+    const title = path.basename(model).split(/[-.]/)[0];
+    const at = depths.length > 0 ? depths : most;
+    await add({ title, model, runs }, { at, what: 'libllama,dense,peak,score' });
+  }
+  if (only.includes('avx2') && hasAvx2()) {
+    const reference = parts[0]?.measured;
+    const what = reference ? 'peak' : 'libllama,peak';
+    const part = { title: 'AVX2 forced', model, runs, reference, peakNames: ['avx2'] };
+    await add(part, { counts: [most], what, env: { LONGSIGHT_CPU: 'avx2' } });
+  }
+  if (only.includes('synthetic')) {
+    const part = {
+      title: 'Synthetic 0.5B',
+      model: await writeSynthetic(model),
+      runs: syntheticRuns,
+    };
+    await add(part, { what: 'libllama,dense,peak' });
+  }
+  if (parts.length === 0) throw new Problem('This processor has no AVX2.', 'Measure another part.');
+  const seconds = (performance.now() - start) / 1000;
+  const [used] = Object.keys(parts[0].measured.threads);
+  console.log(report({ parts, text: source.name, threads: used, load, seconds }));
   if (load > quietLoad)
     say(
       `\nThe load average was ${load.toFixed(2)} at the start, above ${quietLoad}: other programs ran, so these figures are not to be trusted.`,

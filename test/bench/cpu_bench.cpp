@@ -1,6 +1,7 @@
 // Longsight and libllama on the same file, prompt and machine, in turn. For `npm run bench:cpu`,
 // which makes a table of the measurements: one a line, `quantity size name value`.
-//   cpu_bench MODEL THREADS RUNS TOKENS,... DEPTHS,... < TEXT    0 threads = the physical cores
+//   cpu_bench MODEL THREADS RUNS TOKENS,... DEPTHS,... WHAT,... < TEXT
+//     0 threads = the physical cores; WHAT: libllama, dense, peak, score
 //   cpu_bench MODEL OUT     writes a model of random weights with the vocabulary of MODEL
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -16,6 +17,7 @@
 #include <memory>
 #include <random>
 #include <ranges>
+#include <set>
 #include <span>
 #include <sstream>
 #include <stdexcept>
@@ -93,10 +95,8 @@ void reportPeak([[maybe_unused]] ThreadPool& pool) {
     }
   };
   if (instructionSetRuns(InstructionSet::avx512bf16)) measure("bf16", bf16Avx512);
-  if (instructionSetRuns(InstructionSet::avx512))
-    measure("f32", f32Avx512);
-  else if (instructionSetRuns(InstructionSet::avx2))
-    measure("f32", f32Avx2);
+  if (instructionSetRuns(InstructionSet::avx512)) measure("f32", f32Avx512);
+  if (instructionSetRuns(InstructionSet::avx2)) measure("avx2", f32Avx2);
 #endif
 }
 
@@ -208,7 +208,8 @@ Prompt promptOf(std::span<const int32_t> tokens, Policy policy) {
 }
 
 void bench(const std::string& path, int32_t threads, int64_t runs,
-           const std::vector<int64_t>& counts, const std::vector<int64_t>& depths) {
+           const std::vector<int64_t>& counts, const std::vector<int64_t>& depths,
+           const std::set<std::string>& what) {
   const int64_t most = counts.back();
   const std::string text{std::istreambuf_iterator<char>(std::cin), {}};
   cpuDevice();
@@ -223,10 +224,13 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
   };
   const CancelFlag cancel;
   Session session(model, {.contextTokens = most, .threads = threads}, cancel, nullptr);
-  const std::unique_ptr<llama_model, decltype(&llama_model_free)> theirs(
-      llama_model_load_from_file(path.c_str(), llama_model_default_params()), &llama_model_free);
-  if (!theirs) throw std::runtime_error("libllama does not load " + path);
-  const auto llama = fastestLlama(theirs.get(), head(std::min<int64_t>(most, 2048)), most, threads);
+  std::unique_ptr<llama_model, decltype(&llama_model_free)> theirs(nullptr, &llama_model_free);
+  std::unique_ptr<Llama> llama;
+  if (what.contains("libllama")) {
+    theirs.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+    if (!theirs) throw std::runtime_error("libllama does not load " + path);
+    llama = fastestLlama(theirs.get(), head(std::min<int64_t>(most, 2048)), most, threads);
+  }
   ThreadPool pool(threads);
   report("threads", threads, "linear:" + std::string(instructionSetName(chooseLinearSet())), 0);
   report(
@@ -240,9 +244,10 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
   for (int64_t run = 0; run < runs; ++run) {
     reportPeak(pool);
     for (int64_t count : counts) {
-      report("prefill", count, "libllama", llama->prefillSeconds(head(count)));
+      if (llama) report("prefill", count, "libllama", llama->prefillSeconds(head(count)));
       for (Policy policy : {Policy::peak, Policy::dense}) {
         const char* name = policy == Policy::peak ? "peak" : "dense";
+        if (!what.contains(name)) continue;
         const Prompt prompt = promptOf(head(count), policy);
         session.reset();
         GenerateResult result;
@@ -253,7 +258,7 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
     }
     // Both caches hold the longest prefill now; every depth cuts them.
     for (int64_t depth : depths | std::views::reverse) {
-      report("decode", depth, "libllama", llama->decodeTokensPerSecond(tokens, depth));
+      if (llama) report("decode", depth, "libllama", llama->decodeTokensPerSecond(tokens, depth));
       GenerateOptions answer;
       answer.maxTokens = kDecodeTokens;
       answer.ignoreEnd = true;
@@ -262,6 +267,7 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
              session.generate(prompt, answer, {}).decodeTokensPerSecond);
     }
   }
+  if (!what.contains("score")) return;
   const int64_t tail = std::min(kScoredTokens, most / 2);
   const ScoreOutcome score = session.score(promptOf(head(most), Policy::peak), tail, true, {});
   report("score", tail, "kl", score.kl.value());
@@ -327,10 +333,16 @@ void writeSynthetic(const std::string& vocabularyFrom, const std::string& path) 
     throw std::runtime_error("cannot write " + path);
 }
 
+std::set<std::string> parts(const std::string& text) {
+  std::set<std::string> found;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) found.insert(part);
+  return found;
+}
+
 std::vector<int64_t> ascending(const std::string& text) {
   std::vector<int64_t> values;
-  std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) values.push_back(std::stoll(part));
+  for (const std::string& part : parts(text)) values.push_back(std::stoll(part));
   std::sort(values.begin(), values.end());
   return values;
 }
@@ -340,11 +352,12 @@ std::vector<int64_t> ascending(const std::string& text) {
 int main(int count, char** given) try {
   if (count == 3) {
     writeSynthetic(given[1], given[2]);
-  } else if (count == 6) {
+  } else if (count == 7) {
     const int32_t threads = std::stoi(given[2]) > 0 ? std::stoi(given[2]) : physicalCores();
-    bench(given[1], threads, std::stoll(given[3]), ascending(given[4]), ascending(given[5]));
+    bench(given[1], threads, std::stoll(given[3]), ascending(given[4]), ascending(given[5]),
+          parts(given[6]));
   } else {
-    throw std::runtime_error("2 or 5 arguments are needed: npm run bench:cpu gives them");
+    throw std::runtime_error("2 or 6 arguments are needed: npm run bench:cpu gives them");
   }
 } catch (const std::exception& error) {
   std::fprintf(stderr, "cpu_bench: %s\n", error.what());
