@@ -6,29 +6,15 @@
 // Unnamed namespace, no library code: see blocked.h.
 #include <immintrin.h>
 
-#include "kernels/cpu/attention/key_row.h"
-#include "kernels/cpu/linear/transpose_avx512.h"
+#include "kernels/cpu/attention/avx512bf16_pack.h"
 
 namespace longsight {
 namespace {
 
-constexpr int kRows = 6;
-constexpr int kLanes = 16;
-constexpr int kChunk = 64;
-static_assert(kTileKeys == 64 && kDimMultiple == kLanes);
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
 // A row of weights takes the place of its scores.
 constexpr int64_t kWeightStride = 2 * kTileKeys;
-
-inline int32_t roundUpTo(int32_t value, int32_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-inline __mmask32 firstLanes(int32_t count) {
-  if (count <= 0) return 0;
-  return count >= 32 ? 0xffffffffu : (1u << count) - 1;
-}
 
 // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
 constexpr float kRoundMagic = 12582912.0f;
@@ -130,121 +116,6 @@ constexpr void (*kScore[])(const uint16_t*, int32_t, const uint16_t*, float*) = 
 constexpr void (*kAddValues[])(const uint16_t*, const uint16_t*, int32_t, float*, int64_t) = {
     addValues<1>, addValues<2>, addValues<3>, addValues<4>};
 
-void packQueries(const float* const* rows, int32_t blocks, DimRanges dims, float, void* target) {
-  auto* packed = static_cast<uint16_t*>(target);
-  const bool isOdd = dims.count() % 2 != 0;
-  for (int32_t row = 0; row < blocks * kRows; ++row) {
-    for (const DimRange& range : dims.ranges) {
-      for (int32_t dim = range.begin; dim < range.end; dim += kLanes) {
-        const int32_t count = range.end - dim < kLanes ? range.end - dim : kLanes;
-        const auto mask = static_cast<__mmask16>(firstLanes(count));
-        const __m512 values = rows[row] != nullptr ? _mm512_maskz_loadu_ps(mask, rows[row] + dim)
-                                                   : _mm512_setzero_ps();
-        _mm256_mask_storeu_epi16(packed, mask, (__m256i)_mm512_cvtneps_pbh(values));
-        packed += count;
-      }
-    }
-    if (isOdd) *packed++ = 0;
-  }
-}
-
-void packFewQueries(const float* const* rows, int32_t count, int32_t headDim, float scale,
-                    float* packed) {
-  for (int32_t row = 0; row < count; ++row) {
-    for (int32_t dim = 0; dim < headDim; dim += kLanes, packed += kLanes) {
-      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(rows[row] + dim));
-      const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
-      _mm512_storeu_ps(packed, _mm512_mul_ps(_mm512_castsi512_ps(wide), _mm512_set1_ps(scale)));
-    }
-  }
-}
-
-// A row of q8 rounded to bf16; values has room for kMaxHeadDim.
-void round(const std::byte* row, int32_t headDim, uint16_t* values) {
-  for (int32_t begin = 0; begin < headDim; begin += kQ8Block) {
-    const __mmask32 inBlock = firstLanes(headDim - begin);
-    const __m256i integers = _mm256_maskz_loadu_epi8(inBlock, integersOf(row) + begin);
-    const __m512 scale = _mm512_set1_ps(_cvtsh_ss(halfScaleOf(row, headDim, begin)));
-    const __m512 low = _mm512_mul_ps(
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(integers))), scale);
-    const __m512 high = _mm512_mul_ps(
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(integers, 1))), scale);
-    _mm512_storeu_si512(values + begin, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-  }
-}
-
-void packKeys(const KeyRows& keys, DimRanges dims, void* target) {
-  const int32_t count = dims.count();
-  const int32_t pairs = (count + 1) / 2;
-  const DimRange first = dims.ranges[0];
-  const DimRange second = dims.ranges[1];
-  const int32_t firstCount = first.end - first.begin;
-  uint16_t rounded[kLanes][kMaxHeadDim];
-  for (int32_t key = 0; key < keys.count; key += kLanes) {
-    const uint16_t* rows[kLanes] = {};
-    for (int32_t i = 0; i < kLanes && key + i < keys.count; ++i) {
-      const std::byte* row = keyRow(keys, key + i);
-      rows[i] = bf16Of(row);
-      if (keys.matrix.type == KvType::q8) {
-        round(row, keys.matrix.headDim, rounded[i]);
-        rows[i] = rounded[i];
-      }
-    }
-    for (int32_t dim = 0; dim < count; dim += 32) {
-      // Of 32 dims, those of the first range and those of the second.
-      const __mmask32 inFirst = firstLanes(firstCount - dim);
-      const __mmask32 inSecond = firstLanes(count - dim) & ~inFirst;
-      const int64_t firstOffset = first.begin + dim;
-      const int64_t secondOffset = second.begin + dim - firstCount;
-      __m512i columns[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        columns[i] = _mm512_setzero_si512();
-        if (rows[i] == nullptr) continue;
-        columns[i] = _mm512_maskz_loadu_epi16(inFirst, rows[i] + firstOffset);
-        if (inSecond != 0) {
-          columns[i] = _mm512_mask_loadu_epi16(columns[i], inSecond, rows[i] + secondOffset);
-        }
-      }
-      transpose16x16(columns);
-      auto* packed = static_cast<uint16_t*>(target) + dim * int64_t{kTileKeys} + 2 * key;
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        if (dim / 2 + i < pairs) _mm512_storeu_si512(packed + i * 2 * kTileKeys, columns[i]);
-      }
-    }
-  }
-}
-
-void packValues(const KeyRows& values, void* target) {
-  const int32_t headDim = values.matrix.headDim;
-  const int32_t padded = roundUpTo(headDim, kDimMultiple);
-  uint16_t rounded[2][kMaxHeadDim];
-  for (int32_t key = 0; key < values.count; key += 2) {
-    const bool hasOdd = key + 1 < values.count;
-    const std::byte* rows[2] = {keyRow(values, key), keyRow(values, hasOdd ? key + 1 : key)};
-    const uint16_t* even = bf16Of(rows[0]);
-    const uint16_t* odd = bf16Of(rows[1]);
-    if (values.matrix.type == KvType::q8) {
-      for (int i = 0; i < 2; ++i) round(rows[i], headDim, rounded[i]);
-      even = rounded[0];
-      odd = rounded[1];
-    }
-    auto* chunk = static_cast<uint16_t*>(target);
-    for (int32_t begin = 0; begin < padded; begin += kChunk, chunk += kTileKeys * kChunk) {
-      const int32_t width = padded - begin < kChunk ? padded - begin : kChunk;
-      uint16_t* packed = chunk + key * width;
-      for (int32_t dim = begin; dim < begin + width; dim += kLanes, packed += 2 * kLanes) {
-        const auto mask = static_cast<__mmask16>(firstLanes(headDim - dim) & 0xffff);
-        const auto oddMask = static_cast<__mmask16>(hasOdd ? mask : 0);
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even + dim));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(oddMask, odd + dim));
-        _mm512_storeu_si512(packed, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-      }
-    }
-  }
-}
-
 // The running softmax of one row.
 struct Row {
   float* maximum;
@@ -253,10 +124,16 @@ struct Row {
   int64_t dims;
 };
 
-// Raises the row's maximum to the largest score, if that is larger.
-inline void raiseMaximum(const Row& row, __m512 most) {
-  if (_mm512_cmp_ps_mask(most, _mm512_set1_ps(*row.maximum), _CMP_GT_OQ) == 0) return;
-  const float maximum = _mm512_reduce_max_ps(most);
+// A new maximum rescales a row's output, so that it is taken over only when it is larger by this
+// much (base 2): until then weights are up to 2^8, which rounds as well as below 1.
+constexpr float kSlack = 8.0f;
+
+// Scores before scaling above this raise a row's maximum. perScale: 1 / scale.
+inline float limitOf(float maximum, float perScale) { return (maximum + kSlack) * perScale; }
+
+// Raises the row's maximum to the largest of the scores before scaling.
+inline void raiseMaximum(const Row& row, __m512 most, float scale) {
+  const float maximum = _mm512_reduce_max_ps(most) * scale;
   const __m512 shrink = exp2<false>(_mm512_set1_ps(*row.maximum - maximum));
   *row.maximum = maximum;
   *row.sum *= _mm512_cvtss_f32(shrink);
@@ -267,9 +144,20 @@ inline void raiseMaximum(const Row& row, __m512 most) {
   }
 }
 
+// Rounds the weights of 32 columns, stores them and adds them to the total: that of the rounded
+// ones, so that they make a mean. Additions leave the multipliers free.
+inline __attribute__((always_inline)) __m512 addWeights(__m512 low, __m512 high, uint16_t* target,
+                                                        __m512 total) {
+  const auto rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  _mm512_storeu_si512(target, rounded);
+  const __m512i even = _mm512_slli_epi32(rounded, 16);
+  const __m512i odd = _mm512_and_si512(rounded, _mm512_set1_epi32(~0xffff));
+  total = _mm512_add_ps(total, _mm512_castsi512_ps(even));
+  return _mm512_add_ps(total, _mm512_castsi512_ps(odd));
+}
+
 // Turns the scores of a row, before scaling, into bf16 weights in the same place. Only the columns
-// in `visible` count. The sum is that of the rounded weights, so that they make a mean; without
-// output it is exact.
+// in `visible` count. Without output the sum is exact.
 template <int kVectors>
 void weigh(float* scores, uint64_t visible, float scale, const Row& row) {
   const __m512 factor = _mm512_set1_ps(scale);
@@ -283,7 +171,8 @@ void weigh(float* scores, uint64_t visible, float scale, const Row& row) {
   __m512 most = x[0];
 #pragma GCC unroll 4
   for (int v = 1; v < kVectors; ++v) most = _mm512_max_ps(most, x[v]);
-  raiseMaximum(row, _mm512_mul_ps(most, factor));
+  const __m512 limit = _mm512_set1_ps(limitOf(*row.maximum, 1.0f / scale));
+  if (_mm512_cmp_ps_mask(most, limit, _CMP_GT_OQ) != 0) raiseMaximum(row, most, scale);
 
   const __m512 maximum = _mm512_set1_ps(*row.maximum);
 #pragma GCC unroll 4
@@ -297,13 +186,10 @@ void weigh(float* scores, uint64_t visible, float scale, const Row& row) {
     for (int v = 0; v < kVectors; ++v) x[v] = exp2<true>(x[v]);
 #pragma GCC unroll 4
     for (int v = kVectors; v < 4; ++v) x[v] = _mm512_setzero_ps();
-    const auto ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     uint16_t* weights = reinterpret_cast<uint16_t*>(scores);
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v += 2) {
-      const __m512bh rounded = _mm512_cvtne2ps_pbh(x[v + 1], x[v]);
-      total = _mm512_dpbf16_ps(total, rounded, ones);
-      _mm512_storeu_si512(weights + kLanes * v, (__m512i)rounded);
+      total = addWeights(x[v], x[v + 1], weights + kLanes * v, total);
     }
   }
   *row.sum += _mm512_reduce_add_ps(total);
@@ -317,7 +203,146 @@ inline uint64_t firstColumns(int32_t count) {
   return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
 }
 
+// Adds the weighted values of `pairs` column pairs to the output of a block of rows.
+inline void addBlockValues(const AttendTile& tile, int64_t row0, const uint16_t* weights,
+                           int32_t pairs) {
+  const int64_t stride = tile.state.outputStride;
+  const auto* values = static_cast<const uint16_t*>(tile.values);
+  for (int64_t dim = 0; dim < stride; dim += kChunk, values += kTileKeys * kChunk) {
+    const int64_t width = stride - dim < kChunk ? stride - dim : kChunk;
+    kAddValues[width / kLanes - 1](weights, values, pairs, tile.state.output + row0 * stride + dim,
+                                   stride);
+  }
+}
+
+// Blocks of 6 rows and all 64 columns of a tile, as a pipeline: the products that make the scores
+// of one block are interleaved with the softmax of the block before it, most of which other units
+// do.
+class FullTile {
+ public:
+  explicit FullTile(const AttendTile& tile)
+      : state_(tile.state),
+        tile_(tile),
+        pairs_((tile.dims + 1) / 2),
+        perScale_(1.0f / tile.scale) {}
+
+  static bool fits(const AttendTile& tile) {
+    return tile.keyCount == kTileKeys && tile.visibleBegin == nullptr &&
+           tile.visibleEnd == nullptr && tile.state.output != nullptr &&
+           (tile.dims + 1) / 2 >= kRows * kVectors;
+  }
+
+  void run() {
+    score<false>(0);
+    for (int32_t block = 1; block < tile_.blocks; ++block) {
+      score<true>(block);
+      addBlockValues(tile_, int64_t{block - 1} * kRows, weights_, kTileKeys / 2);
+    }
+    const int32_t last = tile_.blocks - 1;
+    for (int row = 0; row < kRows; ++row) weigh(last, row, [] {});
+    addBlockValues(tile_, int64_t{last} * kRows, weights_, kTileKeys / 2);
+  }
+
+ private:
+  static constexpr int kVectors = kTileKeys / kLanes;
+  using Sums = __m512[kRows][kVectors];
+
+  // Scores of a block before scaling. kAfterAnother: and the weights of the block before.
+  template <bool kAfterAnother>
+  void score(int32_t block) {
+    const auto* queries =
+        static_cast<const uint16_t*>(tile_.queries) + int64_t{block} * kRows * 2 * pairs_;
+    const auto* keys = static_cast<const uint16_t*>(tile_.keys);
+    Sums sums;
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[row][v] = _mm512_setzero_ps();
+    }
+    int32_t pair = 0;
+    const auto addPairs = [&](int32_t count) __attribute__((always_inline)) {
+      multiplyAccumulate<kVectors>(queries + 2 * pair, 2 * pairs_, keys + pair * 2 * kTileKeys,
+                                   2 * kTileKeys, count, sums);
+      pair += count;
+    };
+    if constexpr (kAfterAnother) {
+      for (int row = 0; row < kRows; ++row) {
+        prefetchOutput(block - 1, row);
+        weigh(
+            block - 1, row, [&]() __attribute__((always_inline)) { addPairs(1); });
+      }
+    }
+    addPairs(pairs_ - pair);
+    raiseMaxima(block, sums);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) _mm512_store_ps(scores_[row] + v * kLanes, sums[row][v]);
+    }
+  }
+
+  void prefetchOutput(int32_t block, int row) const {
+    const float* output = state_.output + (int64_t{block} * kRows + row) * state_.outputStride;
+#pragma GCC unroll 1
+    for (int64_t dim = 0; dim < state_.outputStride; dim += kLanes) {
+      _mm_prefetch(reinterpret_cast<const char*>(output + dim), _MM_HINT_T0);
+    }
+  }
+
+  inline __attribute__((always_inline)) void raiseMaxima(int32_t block, const Sums& sums) const {
+    const int64_t row0 = int64_t{block} * kRows;
+    float limit[kRows];
+    __m512 most[kRows];
+    __m512 above = _mm512_set1_ps(kMinusInfinity);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      limit[row] = limitOf(state_.maximum[row0 + row], perScale_);
+      most[row] = _mm512_max_ps(_mm512_max_ps(sums[row][0], sums[row][1]),
+                                _mm512_max_ps(sums[row][2], sums[row][3]));
+      above = _mm512_max_ps(above, _mm512_sub_ps(most[row], _mm512_set1_ps(limit[row])));
+    }
+    if (_mm512_cmp_ps_mask(above, _mm512_setzero_ps(), _CMP_GT_OQ) == 0) return;
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const __m512 rowLimit = _mm512_set1_ps(limit[row]);
+      if (_mm512_cmp_ps_mask(most[row], rowLimit, _CMP_GT_OQ) == 0) continue;
+      const int64_t slot = row0 + row;
+      raiseMaximum({state_.maximum + slot, state_.sum + slot,
+                    state_.output + slot * state_.outputStride, state_.outputStride},
+                   most[row], tile_.scale);
+    }
+  }
+
+  // Weights of a row; between(), called once a vector, gives the processor something else to do
+  // meanwhile.
+  template <typename Between>
+  inline __attribute__((always_inline)) void weigh(int32_t block, int row, const Between& between) {
+    const int64_t slot = int64_t{block} * kRows + row;
+    const __m512 factor = _mm512_set1_ps(tile_.scale);
+    const __m512 maximum = _mm512_set1_ps(state_.maximum[slot]);
+    __m512 total = _mm512_setzero_ps();
+    for (int v = 0; v < kVectors; v += 2) {
+      const float* scores = scores_[row] + v * kLanes;
+      between();
+      const __m512 low = exp2<true>(_mm512_fmsub_ps(_mm512_load_ps(scores), factor, maximum));
+      between();
+      const __m512 high =
+          exp2<true>(_mm512_fmsub_ps(_mm512_load_ps(scores + kLanes), factor, maximum));
+      total = addWeights(low, high, weights_ + row * kWeightStride + v * kLanes, total);
+    }
+    state_.sum[slot] += _mm512_reduce_add_ps(total);
+  }
+
+  const RowState state_;
+  const AttendTile& tile_;
+  const int32_t pairs_;
+  const float perScale_;
+  alignas(64) float scores_[kRows][kTileKeys];
+  alignas(64) uint16_t weights_[kRows * kWeightStride];
+};
+
 void attend(const AttendTile& tile) {
+  if (FullTile::fits(tile)) return FullTile(tile).run();
   const int32_t pairs = (tile.dims + 1) / 2;
   const int64_t stride = tile.state.outputStride;
   for (int32_t block = 0; block < tile.blocks; ++block) {
@@ -350,13 +375,7 @@ void attend(const AttendTile& tile) {
           {tile.state.maximum + row0 + row, tile.state.sum + row0 + row, output, stride});
     }
     if (tile.state.output == nullptr) continue;
-    const auto* values = static_cast<const uint16_t*>(tile.values);
-    for (int64_t dim = 0; dim < stride; dim += kChunk, values += kTileKeys * kChunk) {
-      const int64_t width = stride - dim < kChunk ? stride - dim : kChunk;
-      kAddValues[width / kLanes - 1](reinterpret_cast<const uint16_t*>(tile.scores), values,
-                                     (blockEnd + 1) / 2, tile.state.output + row0 * stride + dim,
-                                     stride);
-    }
+    addBlockValues(tile, row0, reinterpret_cast<const uint16_t*>(tile.scores), (blockEnd + 1) / 2);
   }
 }
 
