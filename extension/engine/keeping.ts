@@ -128,7 +128,7 @@ function log(context: JobContext, level: 'info' | 'warn', text: string): void {
 }
 
 function sameParams(a: SampleAttentionParams, b: SampleAttentionParams): boolean {
-  return (Object.keys(a) as (keyof SampleAttentionParams)[]).every((key) => a[key] === b[key]);
+  return JSON.stringify(a) === JSON.stringify(b);
 }
 
 function commonLength(a: Int32Array, b: Int32Array): number {

@@ -18,7 +18,7 @@
 // as damaged; one with right checksums and wrong contents too, before anything is believed. The
 // rows themselves may be any bits: at worst they give a wrong answer, or a NaN that the sampler
 // refuses. What was computed by another model, build, kind of processor or cache type is refused as
-// another's. Neither is a file of another kind, which nobody here overwrites or deletes.
+// another's. A file of another kind is refused as well, and never overwritten.
 #pragma once
 
 #include <cstdint>
