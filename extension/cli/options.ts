@@ -10,7 +10,8 @@ import {
 } from '../engine/protocol';
 import { checkBias, defaultSampling, samplingFields } from '../engine/sampling';
 
-export type CommandName = 'ask' | 'pack' | 'score' | 'bench' | 'evaluate' | 'doctor';
+export type CommandName =
+  'ask' | 'pack' | 'score' | 'calibrate' | 'bench' | 'evaluate' | 'doctor';
 
 export interface Option {
   name: string;
@@ -142,6 +143,37 @@ export const commands: readonly Command[] = [
     ],
   },
   {
+    name: 'calibrate',
+    summary: 'chooses epsilon by head on sample texts, and keeps that beside the model',
+    example: 'longsight calibrate --text a.py --text b.cpp --tokens 8192',
+    options: [
+      {
+        ...text,
+        description: `${text.description}; may be repeated`,
+        required: true,
+        repeated: true,
+      },
+      {
+        name: 'tokens',
+        value: 'N',
+        description: 'first tokens of each text that are used (default: all)',
+      },
+      {
+        name: 'coverage',
+        value: 'X',
+        description: 'least density with this mean coverage, above 0, at most 1',
+      },
+      {
+        name: 'kl',
+        value: 'X',
+        description:
+          'least density with this KL against dense, above 0, at most 10; measured several times ' +
+          '(default: least error at the density that --epsilon has)',
+      },
+      ropeBaseScale,
+    ],
+  },
+  {
     name: 'bench',
     summary: 'measures prefill, decode and memory at given lengths',
     example: 'longsight bench --tokens 2048,8192 --decode 32',
@@ -235,6 +267,11 @@ export const commonOptions: readonly Option[] = [
     name: 'kv-cache',
     value: 'T',
     description: `${kvCacheTypes.join(', ')}: q8 takes about half the memory (default bf16)`,
+  },
+  {
+    name: 'calibration',
+    value: 'C',
+    description: 'auto, off: use what calibrate has kept beside the model (default auto)',
   },
   { name: 'json', description: 'exactly one JSON object on standard output' },
   { name: 'verbose', description: 'the log of the engine on standard error' },
@@ -340,6 +377,11 @@ export class Arguments {
     return parsed;
   }
 
+  /** As `number`, with null for what is not given. */
+  optionalNumber(name: string, min: number, max: number, openMin = false): number | null {
+    return this.text(name) === undefined ? null : this.number(name, 0, min, max, openMin);
+  }
+
   choice<T extends string>(name: string, fallback: T, choices: readonly T[]): T {
     const value = this.text(name) ?? fallback;
     const found = choices.find((choice) => choice === value);
@@ -388,13 +430,13 @@ export class Arguments {
       threads: this.integer('threads', 0, 0, 1024),
       contextTokens: this.integer('context-tokens', 0, 0, mostTokens),
       kvCache: this.choice('kv-cache', 'bf16', kvCacheTypes),
+      calibration: this.choice('calibration', 'auto', ['auto', 'off']),
     };
   }
 
   /** `TOKEN=BIAS`, or JSON: an object by token, or pairs. */
   private logitBias(name: string): [number, number][] {
-    const given = this.values[name];
-    const texts = Array.isArray(given) ? given.map(String) : [];
+    const texts = this.texts(name);
     const pairs = texts.flatMap((value) => parseBias(value) ?? this.fail(notABias(name, value)));
     for (const [token, bias] of pairs) {
       const problem = checkBias(token, bias);

@@ -3,6 +3,8 @@ import type { AskAnswer } from '../engine/client';
 import type {
   AttentionStats,
   BenchResult,
+  CalibrateResult,
+  CalibrationPoint,
   Citation,
   DoctorResult,
   PackResult,
@@ -58,6 +60,9 @@ export function statsText(stats: Stats): string {
         `${stats.kvCache} KV cache ${formatBytes(memory.kvBytes)}, scratch ${formatBytes(memory.scratchBytes)}`,
     ],
     ['Model', `${stats.model} on ${stats.device}`],
+    ...(stats.calibration === undefined
+      ? []
+      : [['Calibration', stats.calibration] satisfies [string, string]]),
   ]);
 }
 
@@ -72,7 +77,7 @@ function phasesText(phases: PhaseTimes): string {
   ].join(' + ');
 }
 
-type Attention = Pick<AttentionStats, 'density' | 'sparseDensity' | 'coverageMean' | 'coverageP5'>;
+type Attention = Omit<AttentionStats, 'layers'>;
 
 function attentionText(attention: Attention): string {
   const parts = [`density ${formatPercent(attention.density)}`];
@@ -85,6 +90,7 @@ function attentionText(attention: Attention): string {
         : ` (5th percentile ${formatCoverage(attention.coverageP5)})`;
     parts.push(`coverage ${formatCoverage(attention.coverageMean)}${p5}`);
   }
+  if (attention.calibrated) parts.push('calibrated');
   return parts.join(', ');
 }
 
@@ -104,6 +110,18 @@ export function packText(result: PackResult): string {
     ...(result.text === undefined ? [] : ['', result.text]),
     '',
   ].join('\n');
+}
+
+export function calibrateText(result: CalibrateResult): string {
+  const point = ({ density, coverage }: CalibrationPoint) =>
+    `sparse rows ${formatPercent(density)}, coverage ${formatCoverage(coverage)}`;
+  const kl = result.kl === null ? '' : `, KL ${result.kl.toExponential(3)}`;
+  return block([
+    ['Texts', result.textTokens.map((tokens) => `${formatCount(tokens)} tokens`).join(', ')],
+    ['One epsilon', point(result.plain)],
+    ['By head', `${point(result.chosen)}${kl}`],
+    ['Written', result.path],
+  ]);
 }
 
 export function scoreText(result: ScoreResult): string {

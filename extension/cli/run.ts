@@ -16,7 +16,15 @@ import { errorText } from '../status/format';
 import { commandHelp, generalHelp } from './help';
 import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
 import { ProgressLine } from './progress';
-import { benchText, citationsText, doctorText, packText, scoreText, statsText } from './report';
+import {
+  benchText,
+  calibrateText,
+  citationsText,
+  doctorText,
+  packText,
+  scoreText,
+  statsText,
+} from './report';
 import { prepareEvaluate } from './evaluate';
 import { generatedText } from './generatedText';
 
@@ -101,6 +109,7 @@ const prepared: Record<CommandName, Prepare> = {
   ask: prepareAsk,
   pack: preparePack,
   score: prepareScore,
+  calibrate: prepareCalibrate,
   bench: prepareBench,
   evaluate: prepareEvaluate,
   doctor: prepareDoctor,
@@ -214,6 +223,26 @@ async function prepareScore(args: Arguments, run: CommandRun): Promise<Action> {
   return async (engine, options) => {
     const result = await engine.score({ ...body, text, model }, options).result;
     run.print(result, scoreText(result));
+    return 0;
+  };
+}
+
+async function prepareCalibrate(args: Arguments, run: CommandRun): Promise<Action> {
+  const body = {
+    tokens: args.integer('tokens', 0, 2, mostTokens),
+    coverage: args.optionalNumber('coverage', 0, 1, true),
+    kl: args.optionalNumber('kl', 0, 10, true),
+    ropeBaseScale: args.number('rope-base-scale', 1, 1, 1000),
+    params: run.params,
+  };
+  if (body.coverage !== null && body.kl !== null) args.fail('--coverage and --kl are both given');
+  const files = args.texts('text');
+  if (files.length === 0) args.fail('--text is missing');
+  const texts = await Promise.all(files.map((file) => run.readText(file)));
+  const model = await run.model();
+  return async (engine, options) => {
+    const result = await engine.calibrate({ ...body, texts, model }, options).result;
+    run.print(result, calibrateText(result));
     return 0;
   };
 }

@@ -117,6 +117,22 @@ export interface ScoreOutcome {
   top1Agreement?: number;
 }
 
+export interface EpsilonChoice {
+  /** Over sparse rows of the texts. */
+  density: number;
+  coverage: number;
+  /** [layer * heads + head] */
+  headEpsilons: number[];
+}
+
+export interface CalibrationOutcome {
+  chosen: EpsilonChoice;
+  /** `params.epsilon` for every head. */
+  plain: EpsilonChoice;
+  /** Of `chosen` against dense, when that was the target. */
+  kl: number | null;
+}
+
 export type ByteProgress = (doneBytes: number, totalBytes: number) => void;
 
 export interface SavedRows {
@@ -148,6 +164,18 @@ export interface NativeSession {
     options: { tail: number; againstDense: boolean },
     onEvent: (event: SessionEvent) => void,
   ): Promise<ScoreOutcome>;
+  /**
+   * Chooses epsilons by head on sample texts: least density for the coverage or KL, or least error
+   * at the density of `params.epsilon`. Forgets what is cached and the calibration in use.
+   */
+  calibrate(
+    texts: Int32Array[],
+    params: SampleAttentionParams,
+    target: { coverage: number | null; kl: number | null },
+    onEvent: (event: SessionEvent) => void,
+  ): Promise<CalibrationOutcome>;
+  /** From now on prompts whose parameters fit have these epsilons. */
+  use(calibration: { params: SampleAttentionParams; headEpsilons: number[] }): void;
   /**
    * Writes the first `rows` rows at most, whole sparse segments only, to a file that takes the place
    * of `path` in one step, readable by this user only. Until then `path` stays as it was.

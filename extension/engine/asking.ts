@@ -174,6 +174,9 @@ function statsOf(
     device: 'cpu',
     params: request.params,
     kvCache: request.model.kvCache,
+    ...(outcome.attention.calibrated && loaded.calibration !== undefined
+      ? { calibration: loaded.calibration }
+      : {}),
     promptTokens: outcome.promptTokens,
     reusedTokens: outcome.reusedTokens,
     computedTokens: outcome.computedTokens,

@@ -23,6 +23,8 @@ import type {
   PackResult,
   Phase,
   ResultEvent,
+  CalibrateRequest,
+  CalibrateResult,
   SaveRequest,
   SaveResult,
   ScoreRequest,
@@ -113,6 +115,10 @@ export class Engine {
 
   pack(body: Body<PackRequest>, options: JobOptions = {}): Job<PackResult> {
     return this.submit({ type: 'pack', ...body }, options);
+  }
+
+  calibrate(body: Body<CalibrateRequest>, options: JobOptions = {}): Job<CalibrateResult> {
+    return this.submit({ type: 'calibrate', ...body }, options);
   }
 
   score(body: Body<ScoreRequest>, options: JobOptions = {}): Job<ScoreResult> {

@@ -2,6 +2,7 @@
 import type { Addon } from './addon';
 import { runAsk } from './asking';
 import { runBench } from './benching';
+import { runCalibrate } from './calibrating';
 import { runDoctor } from './doctor';
 import { cancelled, toErrorInfo } from './errors';
 import { runEvaluate } from './evaluating';
@@ -105,6 +106,8 @@ export class Jobs {
         return runPack(request, this.keeper, context);
       case 'score':
         return runScore(request, this.keeper, context);
+      case 'calibrate':
+        return runCalibrate(request, this.keeper, context);
       case 'bench':
         return runBench(request, this.keeper, context);
       case 'evaluate':

@@ -1,6 +1,7 @@
 /** Keeps one model and one session (KV cache) between requests and replaces them on demand. */
 import { access, constants, stat } from 'node:fs/promises';
 import type { Addon, NativeModel, NativeSession } from './addon';
+import { findCalibration, useCalibration } from './calibration';
 import { cancelled, EngineError, invalidParams } from './errors';
 import { Kept } from './keeping';
 import { defaultParams } from './params';
@@ -22,6 +23,8 @@ export interface OpenModel {
 export interface Loaded extends OpenModel {
   session: NativeSession;
   kept: Kept;
+  /** Path of the calibration that the session uses where it fits. */
+  calibration: string | undefined;
 }
 
 export type LoadProgress = (doneBytes: number, totalBytes: number) => void;
@@ -109,7 +112,15 @@ export class ModelKeeper {
     const threads = request.threads || this.addon().machine().physicalCores;
     const { kvCache } = request;
     const { minTokens, ropeBaseScale } = need;
-    const key = [request.contextTokens, minTokens, threads, ropeBaseScale, kvCache].join('/');
+    const calibration = request.calibration === 'off' ? null : await findCalibration(request.path);
+    const key = [
+      request.contextTokens,
+      minTokens,
+      threads,
+      ropeBaseScale,
+      kvCache,
+      calibration?.key,
+    ].join('/');
     if (this.session?.key === key) return this.session.loaded;
     this.dropSession();
     const contextTokens = chooseContext(model, request, need);
@@ -117,7 +128,8 @@ export class ModelKeeper {
       { contextTokens, threads, ropeBaseScale, kvCache },
       onProgress,
     );
-    const loaded = { model, tokens, session, kept: new Kept() };
+    if (calibration !== null) useCalibration(session, calibration);
+    const loaded = { model, tokens, session, kept: new Kept(), calibration: calibration?.path };
     this.session = { key, request, loaded };
     return loaded;
   }

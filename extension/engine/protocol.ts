@@ -37,6 +37,8 @@ export interface ModelRequest {
   /** Size of the KV cache in tokens; 0 = as much of the model's context as memory allows. */
   contextTokens: number;
   kvCache: KvCacheType;
+  /** `auto` (absent): the calibration beside the model is used for prompts that it fits. */
+  calibration?: 'auto' | 'off';
 }
 
 /** Ranges in engine/sampling.ts; the steps and their order in native/session/sampler.h. */
@@ -129,6 +131,8 @@ export interface AttentionStats {
   coverageMean: number | null;
   coverageP5: number | null;
   layers: LayerDensity[];
+  /** Epsilons by head were used, from a calibration. */
+  calibrated?: boolean;
 }
 
 export interface MemoryStats {
@@ -160,6 +164,8 @@ export interface EngineStats {
   device: string;
   params: SampleAttentionParams;
   kvCache: KvCacheType;
+  /** Path of the calibration that was used; absent when none was. */
+  calibration?: string;
   promptTokens: number;
   reusedTokens: number;
   computedTokens: number;
@@ -217,6 +223,30 @@ export interface ScoreResult {
   /** Present with `against: 'dense'`. */
   kl?: number;
   top1Agreement?: number;
+  /** Epsilons by head were used, from a calibration. */
+  calibrated?: boolean;
+}
+
+export interface CalibrationPoint {
+  /** Over sparse rows. */
+  density: number;
+  coverage: number;
+}
+
+/** What a calibration was made from and what it reaches on its own texts. */
+export interface CalibrationSummary {
+  target: { coverage: number | null; kl: number | null };
+  textTokens: number[];
+  /** The same epsilon for every head. */
+  plain: CalibrationPoint;
+  chosen: CalibrationPoint;
+  /** Of `chosen` against dense; null unless it was the target. */
+  kl: number | null;
+}
+
+export interface CalibrateResult extends CalibrationSummary {
+  /** The file that was written. */
+  path: string;
 }
 
 /** Reason of a save that had nothing to do. */
@@ -391,6 +421,20 @@ export interface BenchRequest extends Addressed {
   ropeBaseScale: number;
 }
 
+export interface CalibrateRequest extends Addressed {
+  type: 'calibrate';
+  model: ModelRequest;
+  params: SampleAttentionParams;
+  /** Raw bytes: no template, no special tokens. */
+  texts: Uint8Array[];
+  /** First tokens of each text that are used; 0 = all. */
+  tokens: number;
+  /** What to reach at least density; both null = the density of `params.epsilon`. */
+  coverage: number | null;
+  kl: number | null;
+  ropeBaseScale: number;
+}
+
 export interface EvaluateRequest extends Addressed, EvaluationPlan {
   type: 'evaluate';
   model: ModelRequest;
@@ -417,6 +461,7 @@ export type JobRequest =
   | SaveRequest
   | PackRequest
   | ScoreRequest
+  | CalibrateRequest
   | BenchRequest
   | EvaluateRequest
   | DoctorRequest;
@@ -508,6 +553,7 @@ export interface ResultEvent extends Addressed {
     | SaveResult
     | PackResult
     | ScoreResult
+    | CalibrateResult
     | BenchResult
     | EvaluationResult
     | DoctorResult;

@@ -29,6 +29,16 @@ export function requireValidRequest(request: JobRequest): void {
       requireInteger('tail', request.tail, 0);
       requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);
       break;
+    case 'calibrate':
+      if (request.texts.length === 0) throw invalidParams('No texts are given.');
+      if (request.coverage !== null && request.kl !== null) {
+        throw invalidParams('Both coverage and kl are given.', 'Give one of them, or neither.');
+      }
+      requireInteger('tokens', request.tokens, 0);
+      if (request.coverage !== null) requireNumber('coverage', request.coverage, 0, 1);
+      if (request.kl !== null) requireNumber('kl', request.kl, 0, 10);
+      requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);
+      break;
     case 'bench':
       if (request.tokenCounts.length === 0) throw invalidParams('No token counts are given.');
       request.tokenCounts.forEach((count) => requireInteger('tokens', count, 1));

@@ -52,6 +52,7 @@ export async function runScore(
     sparseDensity,
     coverageMean,
     coverageP5,
+    ...(outcome.attention.calibrated ? { calibrated: true } : {}),
     ...(outcome.kl === undefined ? {} : { kl: outcome.kl }),
     ...(outcome.top1Agreement === undefined ? {} : { top1Agreement: outcome.top1Agreement }),
   };

@@ -170,6 +170,36 @@ SampleAttentionParams paramsOf(const Napi::Object& object) {
   return params;
 }
 
+Calibration calibrationOf(const Napi::Object& object) {
+  const Napi::Value params = object.Get("params");
+  if (!params.IsObject()) throw wrongType("params", "an object");
+  const Napi::Value epsilons = object.Get("headEpsilons");
+  if (!epsilons.IsArray()) throw wrongType("headEpsilons", "an array of numbers");
+  Calibration calibration{paramsOf(params.As<Napi::Object>()), {}};
+  const auto array = epsilons.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Napi::Value epsilon = array.Get(i);
+    if (!epsilon.IsNumber()) throw wrongType("headEpsilons", "an array of numbers");
+    calibration.headEpsilons.push_back(epsilon.As<Napi::Number>().FloatValue());
+  }
+  return calibration;
+}
+
+std::vector<std::vector<int32_t>> textsOf(const Napi::Value& value) {
+  if (!value.IsArray()) throw wrongType("texts", "an array of Int32Arrays");
+  std::vector<std::vector<int32_t>> texts;
+  const auto array = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); ++i) texts.push_back(tokensOf(array.Get(i), "texts"));
+  return texts;
+}
+
+CalibrationTarget calibrationTargetOf(const Napi::Object& object) {
+  CalibrationTarget target;
+  if (object.Get("coverage").IsNumber()) target.coverage = numberField(object, "coverage");
+  if (object.Get("kl").IsNumber()) target.kl = numberField(object, "kl");
+  return target;
+}
+
 Prompt promptOf(const Napi::Object& object) {
   Prompt prompt;
   prompt.tokens = tokensOf(object.Get("tokens"), "tokens");
@@ -239,6 +269,30 @@ Napi::Value toJs(Napi::Env env, const AttentionStats& stats) {
     layers.Set(i, made);
   }
   object.Set("layers", layers);
+  object.Set("calibrated", Napi::Boolean::New(env, stats.calibrated));
+  return object;
+}
+
+namespace {
+
+Napi::Object epsilonsToJs(Napi::Env env, const EpsilonChoice& choice) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("density", number(env, choice.density));
+  object.Set("coverage", number(env, choice.coverage));
+  Napi::Array epsilons = Napi::Array::New(env, choice.epsilons.size());
+  for (uint32_t i = 0; i < choice.epsilons.size(); ++i)
+    epsilons.Set(i, number(env, double{choice.epsilons[i]}));
+  object.Set("headEpsilons", epsilons);
+  return object;
+}
+
+}  // namespace
+
+Napi::Value toJs(Napi::Env env, const CalibrationOutcome& outcome) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("chosen", epsilonsToJs(env, outcome.chosen));
+  object.Set("plain", epsilonsToJs(env, outcome.plain));
+  object.Set("kl", number(env, outcome.kl));
   return object;
 }
 

@@ -31,6 +31,9 @@ SessionOptions sessionOptionsOf(const Napi::Object& object);
 SampleAttentionParams paramsOf(const Napi::Object& object);
 Prompt promptOf(const Napi::Object& object);
 GenerateOptions generateOptionsOf(const Napi::Object& object);
+Calibration calibrationOf(const Napi::Object& object);
+CalibrationTarget calibrationTargetOf(const Napi::Object& object);
+std::vector<std::vector<int32_t>> textsOf(const Napi::Value& value);
 
 Napi::Value toJs(Napi::Env env, const AttentionStats& stats);
 Napi::Value toJs(Napi::Env env, const MemoryUse& memory);
@@ -40,5 +43,6 @@ Napi::Value toJs(Napi::Env env, const PrefillProgress& progress);
 Napi::Value toJs(Napi::Env env, const GenerateResult& result);
 Napi::Value toJs(Napi::Env env, const ScoreOutcome& outcome);
 Napi::Value toJs(Napi::Env env, const SavedRows& saved);
+Napi::Value toJs(Napi::Env env, const CalibrationOutcome& outcome);
 
 }  // namespace longsight

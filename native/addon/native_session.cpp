@@ -60,7 +60,8 @@ Napi::Function NativeSession::define(Napi::Env env) {
       {InstanceAccessor<&NativeSession::contextTokens>("contextTokens"),
        InstanceMethod<&NativeSession::plan>("plan"),
        InstanceMethod<&NativeSession::generate>("generate"),
-       InstanceMethod<&NativeSession::score>("score"), InstanceMethod<&NativeSession::save>("save"),
+       InstanceMethod<&NativeSession::score>("score"), InstanceMethod<&NativeSession::calibrate>("calibrate"),
+       InstanceMethod<&NativeSession::use>("use"), InstanceMethod<&NativeSession::save>("save"),
        InstanceMethod<&NativeSession::savedBytes>("savedBytes"),
        InstanceMethod<&NativeSession::restore>("restore"),
        InstanceMethod<&NativeSession::cancel>("cancel"),
@@ -184,6 +185,31 @@ Napi::Value NativeSession::withFile(const Napi::CallbackInfo& info, size_t liste
         const std::shared_ptr<void> held = std::move(hold);
         return makeJs(work(*session, byteProgressTo(emit)));
       });
+}
+
+Napi::Value NativeSession::calibrate(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    std::vector<std::vector<int32_t>> texts = textsOf(info[0]);
+    const SampleAttentionParams params = paramsOf(objectArgument(info, 1, "params"));
+    const CalibrationTarget target = calibrationTargetOf(objectArgument(info, 2, "target"));
+    const Napi::Function listener = functionArgument(info, 3, "onEvent");
+    std::shared_ptr<void> hold = occupy();
+    return startJob(
+        info.Env(), listener, [session = session_] { session->cancel(); },
+        [session = session_, texts = std::move(texts), params, target,
+         hold = std::move(hold)](const EmitEvent& emit) mutable -> MakeValue {
+          const std::shared_ptr<void> held = std::move(hold);
+          return makeJs(session->calibrate(texts, params, target, eventsTo(emit)));
+        });
+  });
+}
+
+void NativeSession::use(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    Calibration calibration = calibrationOf(objectArgument(info, 0, "calibration"));
+    const std::shared_ptr<void> held = occupy();
+    session_->use(std::move(calibration));
+  });
 }
 
 void NativeSession::cancel(const Napi::CallbackInfo&) {

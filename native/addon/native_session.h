@@ -25,6 +25,8 @@ class NativeSession : public Napi::ObjectWrap<NativeSession> {
   Napi::Value save(const Napi::CallbackInfo& info);
   Napi::Value savedBytes(const Napi::CallbackInfo& info);
   Napi::Value restore(const Napi::CallbackInfo& info);
+  Napi::Value calibrate(const Napi::CallbackInfo& info);
+  void use(const Napi::CallbackInfo& info);
   void cancel(const Napi::CallbackInfo& info);
   void reset(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);

@@ -46,6 +46,11 @@ std::string validate(const SampleAttentionParams& p) {
   if (p.auditRows < 0 || p.auditRows > 256) {
     return outside("auditRows", p.auditRows, "from 0 to 256");
   }
+  for (const float epsilon : p.headEpsilons) {
+    if (!(epsilon >= 0.0f && epsilon < 1.0f)) {
+      return outside("headEpsilons", epsilon, "at least 0 and less than 1");
+    }
+  }
   return {};
 }
 

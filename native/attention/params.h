@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace longsight {
 
@@ -22,6 +23,8 @@ struct SampleAttentionParams {
   int32_t denseBelowTokens = 4096;
   double maxListShare = 0.6;
   int32_t auditRows = 8;
+  // [layer][head]: replaces `epsilon` for that head; empty = `epsilon` for all.
+  std::vector<float> headEpsilons;
 
   bool operator==(const SampleAttentionParams&) const = default;
 };

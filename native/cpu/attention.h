@@ -93,6 +93,8 @@ struct AttentionTask {
   RopeStyle ropeStyle = RopeStyle::interleaved;
   // The first dimensions of a head, which RoPE turned; 0 = all.
   int32_t rotatedDims = 0;
+  // One a query head instead of params->epsilon; empty: that one for all.
+  std::span<const float> epsilons;
   // Null: memory is allocated for this call alone.
   AttentionScratch* scratch = nullptr;
 };

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "cpu/epsilon_probe.h"
+
 namespace longsight {
 namespace {
 
@@ -82,7 +84,8 @@ bool CpuBackend::forBlocks(int64_t begin, int64_t end, int64_t position, const B
 
 bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBegin,
                         int64_t outputBegin, const SampleAttentionParams& params,
-                        const CancelFlag& cancel, std::vector<HeadAttention>& heads) {
+                        EpsilonCurves* curves, const CancelFlag& cancel,
+                        std::vector<HeadAttention>& heads) {
   const Stopwatch stopwatch(times_.attentionMs);
   const int64_t row = segment.begin - segmentBegin;
   AttentionTask task;
@@ -97,7 +100,16 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
   task.ropeStyle = spec().rope.style;
   task.rotatedDims = spec().rope.rotatedDims;
   task.scratch = &attentionScratch_;
-  return runAttention(task, pool_, cancel, heads);
+  if (!params.headEpsilons.empty()) {
+    task.epsilons =
+        std::span(params.headEpsilons)
+            .subspan(static_cast<size_t>(layer * spec().heads), static_cast<size_t>(spec().heads));
+  }
+  if (!runAttention(task, pool_, cancel, heads)) return false;
+  if (curves != nullptr && !segment.dense)
+    probeEpsilons(task, *weights_->layer(layer).attentionOutput, activations_.residual(row), layer,
+                  pool_, *curves);
+  return true;
 }
 
 bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
@@ -125,8 +137,8 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
   if (!embedded) return false;
 
   for (int32_t layer = 0; layer + 1 < layers; ++layer) {
-    if (!attend(segment, layer, segment.begin, segment.begin, *request.params, cancel,
-                attention[static_cast<size_t>(layer)]))
+    if (!attend(segment, layer, segment.begin, segment.begin, *request.params, request.curves,
+                cancel, attention[static_cast<size_t>(layer)]))
       return false;
     const bool advanced = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
       return layers_.advance(block, layer, cache_, wantQueries(layer + 1, block), cancel);
@@ -138,8 +150,8 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
   if (wantsOutput) {
     Segment last = segment;
     if (segment.dense) last.begin = segment.begin + wanted;
-    if (!attend(last, layers - 1, segment.begin, segment.begin + wanted, *request.params, cancel,
-                attention[static_cast<size_t>(layers - 1)]))
+    if (!attend(last, layers - 1, segment.begin, segment.begin + wanted, *request.params,
+                request.curves, cancel, attention[static_cast<size_t>(layers - 1)]))
       return false;
     if (!forBlocks(wanted, rows, segment.begin,
                    [&](const RowBlock& block) { return layers_.finish(block, cancel); }))
@@ -181,8 +193,9 @@ CpuBackend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) 
   segment.end = columns;
   const SampleAttentionParams params;
   std::vector<HeadAttention> heads;
-  const double attentionMs = meanMs(
-      [&] { return attend(segment, 0, segment.begin, segment.begin, params, cancel, heads); });
+  const double attentionMs = meanMs([&] {
+    return attend(segment, 0, segment.begin, segment.begin, params, nullptr, cancel, heads);
+  });
   times_ = before;
   const double pairs = static_cast<double>(freeRows) *
                        (static_cast<double>(segment.begin + segment.end) + 1) / 2 * spec().heads;

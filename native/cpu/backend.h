@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/epsilon_curves.h"
 #include "attention/params.h"
 #include "attention/plan.h"
 #include "cpu/activations.h"
@@ -44,6 +45,8 @@ class CpuBackend {
     int64_t outputBegin = 0;
     // Final states after the output norm, f32 [row - outputBegin][embedding].
     float* states = nullptr;
+    // Where sparse segments under policy peak are measured; null: nowhere.
+    EpsilonCurves* curves = nullptr;
     // Called after each layer with the share of the segment's work that is done, 0 to 1.
     std::function<void(double)> onProgress;
   };
@@ -81,7 +84,7 @@ class CpuBackend {
 
  private:
   bool attend(const Segment& segment, int32_t layer, int64_t segmentBegin, int64_t outputBegin,
-              const SampleAttentionParams& params, const CancelFlag& cancel,
+              const SampleAttentionParams& params, EpsilonCurves* curves, const CancelFlag& cancel,
               std::vector<HeadAttention>& heads);
   // Calls body(block) for the blocks of rows [begin, end) until one returns false.
   template <typename Body>

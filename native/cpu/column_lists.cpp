@@ -164,8 +164,10 @@ void SegmentRun::vote(int64_t block, int32_t kvHead, ThreadScratch& s) {
   }
 }
 
-SegmentRun::Cut SegmentRun::peakCut() const {
-  return {std::log2(task_.params->epsilon), std::numeric_limits<int64_t>::max()};
+SegmentRun::Cut SegmentRun::peakCut(int32_t head) const {
+  const double epsilon = task_.epsilons.empty() ? task_.params->epsilon
+                                                : double{task_.epsilons[static_cast<size_t>(head)]};
+  return {std::log2(epsilon), std::numeric_limits<int64_t>::max()};
 }
 
 // Free mass and all masses make one a voter, so that the smallest set that reaches alpha leaves out
@@ -209,7 +211,7 @@ void SegmentRun::listColumns(int32_t head) {
   const float* votes = scratch_.votes.data() + head * remoteEnd_;
   int32_t* columns = scratch_.columns.data() + head * scratch_.columnStride;
   int32_t* before = scratch_.countBefore.data() + head * scratch_.blockStride;
-  Cut cut = usesMass() ? massCut(votes) : peakCut();
+  Cut cut = usesMass() ? massCut(votes) : peakCut(head);
 
   int32_t count = 0;
   for (; count < sinks; ++count) columns[count] = count;

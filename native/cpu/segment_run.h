@@ -72,7 +72,7 @@ class SegmentRun {
   void anchorVoters(VoterRange voters, int32_t kvHead, ThreadScratch& s);
   void sumVoters(VoterRange voters, int32_t kvHead, ThreadScratch& s);
   void vote(int64_t block, int32_t kvHead, ThreadScratch& s);
-  Cut peakCut() const;
+  Cut peakCut(int32_t head) const;
   Cut massCut(const float* masses) const;
   void listColumns(int32_t head);
   void attendRows(int64_t tile, int32_t headBegin, int32_t headEnd, ThreadScratch& s);

@@ -21,6 +21,8 @@ struct AttentionStats {
   // Nearest rank: the smallest sample that is >= 5 % of all samples.
   std::optional<double> coverageP5;
   std::vector<LayerDensity> layers;
+  // Epsilons by head were used.
+  bool calibrated = false;
 };
 
 // Counts what was computed. Pairs that no row needed (the last layer of rows without logits) are in

@@ -74,19 +74,23 @@ class Decoder {
 void putParams(Encoder& to, const SampleAttentionParams& params) {
   // All fields: one more in the struct does not compile here.
   const auto& [policy, alpha, epsilon, scoreDims, sampleStride, segmentRows, windowTokens,
-               windowFraction, sinkTokens, denseBelowTokens, maxListShare, auditRows] = params;
+               windowFraction, sinkTokens, denseBelowTokens, maxListShare, auditRows,
+               headEpsilons] = params;
   to.put(static_cast<int32_t>(policy), alpha, epsilon, static_cast<int32_t>(scoreDims),
          sampleStride, segmentRows, windowTokens, windowFraction, sinkTokens, denseBelowTokens,
-         maxListShare, auditRows);
+         maxListShare, auditRows, static_cast<uint32_t>(headEpsilons.size()));
+  to.putAll(std::span<const float>(headEpsilons));
 }
 
 SampleAttentionParams getParams(Decoder& from) {
   SampleAttentionParams params;
   auto& [policy, alpha, epsilon, scoreDims, sampleStride, segmentRows, windowTokens, windowFraction,
-         sinkTokens, denseBelowTokens, maxListShare, auditRows] = params;
+         sinkTokens, denseBelowTokens, maxListShare, auditRows, headEpsilons] = params;
   int32_t policyNumber, dimsNumber;
   from.get(policyNumber, alpha, epsilon, dimsNumber, sampleStride, segmentRows, windowTokens,
            windowFraction, sinkTokens, denseBelowTokens, maxListShare, auditRows);
+  headEpsilons.resize(from.count<uint32_t>(sizeof(float)));
+  from.getAll(std::span(headEpsilons));
   from.require(policyNumber >= 0 && policyNumber <= static_cast<int32_t>(Policy::peak));
   from.require(dimsNumber >= 0 && dimsNumber <= static_cast<int32_t>(ScoreDims::all));
   policy = static_cast<Policy>(policyNumber);

@@ -71,7 +71,7 @@ ScoreOutcome Session::score(const Prompt& prompt, int64_t tail, bool againstDens
   outcome.prefillMs =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   passed = outcome.computedTokens;
-  outcome.attention = ledger_.stats(count, spec.layers, spec.heads);
+  outcome.attention = statsOf(prompt);
 
   if (needsReference) {
     DenseReference reference{prompt.tokens, from, states};

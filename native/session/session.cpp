@@ -78,6 +78,7 @@ void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   if (count == 0) throw invalid("The prompt has no tokens.");
   if (const std::string wrong = validate(prompt.params); !wrong.empty()) throw invalid(wrong);
+  checkHeadEpsilons(prompt.params);
   int64_t before = 0;
   for (int64_t border : prompt.borders) {
     if (border < before || border > count)
@@ -103,6 +104,37 @@ void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
                     ", but the context holds " + std::to_string(contextTokens()) + ".",
                 "Use fewer or smaller files, or a larger context size.");
   checkMemory(prompt);
+}
+
+void Session::checkHeadEpsilons(const SampleAttentionParams& params) const {
+  const auto heads = static_cast<size_t>(model_->spec().layers * model_->spec().heads);
+  const size_t given = params.headEpsilons.size();
+  if (given == 0 || given == heads) return;
+  throw invalid("headEpsilons has " + std::to_string(given) + " values, expected " +
+                std::to_string(heads) + ", one for each head of each layer.");
+}
+
+bool Calibration::fits(const SampleAttentionParams& other) const {
+  SampleAttentionParams same = other;
+  same.alpha = params.alpha;
+  same.denseBelowTokens = params.denseBelowTokens;
+  same.maxListShare = params.maxListShare;
+  same.auditRows = params.auditRows;
+  return same == params;
+}
+
+void Session::use(Calibration calibration) {
+  SampleAttentionParams params = calibration.params;
+  params.headEpsilons = calibration.headEpsilons;
+  if (const std::string wrong = validate(params); !wrong.empty()) throw invalid(wrong);
+  checkHeadEpsilons(params);
+  calibration_ = std::move(calibration);
+}
+
+SampleAttentionParams Session::calibrated(const SampleAttentionParams& params) const {
+  SampleAttentionParams result = params;
+  if (calibration_ && calibration_->fits(params)) result.headEpsilons = calibration_->headEpsilons;
+  return result;
 }
 
 // A prompt in one segment needs scratch memory for all its rows at once, more than the session was
@@ -160,28 +192,29 @@ PrefillPlan Session::plan(const Prompt& prompt) {
   ensureSpeed();
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   const std::vector<Segment> segments = segmentsOf(prompt);
-  const Prefill work(segments,
-                     ledger_.reusableRows(prompt.tokens, segments, prompt.params, count - 1));
+  const SampleAttentionParams params = calibrated(prompt.params);
+  const Prefill work(segments, ledger_.reusableRows(prompt.tokens, segments, params, count - 1));
   PrefillPlan plan{count, work.reused, count - work.reused, 0};
   for (const Segment& piece : work.pieces)
-    plan.predictedPrefillMs += prediction_.segmentMs(piece, prompt.params);
+    plan.predictedPrefillMs += prediction_.segmentMs(piece, params);
   return plan;
 }
 
 PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* states,
-                             const std::function<void(const PrefillProgress&)>& onProgress) {
+                             const std::function<void(const PrefillProgress&)>& onProgress,
+                             EpsilonCurves* curves) {
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   const int32_t width = model_->spec().embedding;
   const std::vector<Segment> segments = segmentsOf(prompt);
-  const Prefill work(segments,
-                     ledger_.reusableRows(prompt.tokens, segments, prompt.params, statesFrom));
+  const SampleAttentionParams params = calibrated(prompt.params);
+  const Prefill work(segments, ledger_.reusableRows(prompt.tokens, segments, params, statesFrom));
   ledger_.truncate(work.reused);
 
   const auto start = Clock::now();
   double lastReportMs = -kProgressEveryMs;
   auto predicted = [&](std::span<const Segment> pieces) {
     double ms = 0;
-    for (const Segment& piece : pieces) ms += prediction_.segmentMs(piece, prompt.params);
+    for (const Segment& piece : pieces) ms += prediction_.segmentMs(piece, params);
     return ms;
   };
   const double predictedMs = predicted(work.pieces);
@@ -189,7 +222,7 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
   for (size_t index = 0; index < work.pieces.size(); ++index) {
     const Segment& piece = work.pieces[index];
     // What was seen so far has corrected the prediction: past and future by the same measure.
-    const double pieceMs = prediction_.segmentMs(piece, prompt.params);
+    const double pieceMs = prediction_.segmentMs(piece, params);
     const double beforeMs = predicted(std::span(work.pieces).first(index));
     const double afterMs = predicted(std::span(work.pieces).subspan(index + 1));
     auto report = [&](double share) {
@@ -219,16 +252,17 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
     request.tokens = std::span(prompt.tokens)
                          .subspan(static_cast<size_t>(piece.begin),
                                   static_cast<size_t>(piece.end - piece.begin));
-    request.params = &prompt.params;
+    request.params = &params;
     request.outputBegin = std::clamp(statesFrom, piece.begin, piece.end);
     request.states = states ? states + (request.outputBegin - statesFrom) * width : nullptr;
+    request.curves = curves;
     request.onProgress = report;
     const ForwardTimes before = backend_->times();
     SegmentAttention attention;
     if (!backend_->forward(request, cancel_, attention)) throw cancelledError();
-    prediction_.observe(piece, prompt.params, backend_->times().linearMs - before.linearMs,
+    prediction_.observe(piece, params, backend_->times().linearMs - before.linearMs,
                         backend_->times().attentionMs - before.attentionMs);
-    ledger_.append(piece, request.tokens, prompt.params, request.outputBegin, std::move(attention));
+    ledger_.append(piece, request.tokens, params, request.outputBegin, std::move(attention));
   }
   return {count, work.reused, count - work.reused, predictedMs};
 }
@@ -253,6 +287,14 @@ void Session::step(int32_t token, const SampleAttentionParams& params, std::vect
 
 void Session::logitsOf(const float* states, int64_t rows, float* out) {
   if (!backend_->logits(states, rows, out, cancel_)) throw cancelledError();
+}
+
+AttentionStats Session::statsOf(const Prompt& prompt) const {
+  const ModelSpec& spec = model_->spec();
+  AttentionStats stats =
+      ledger_.stats(static_cast<int64_t>(prompt.tokens.size()), spec.layers, spec.heads);
+  stats.calibrated = !calibrated(prompt.params).headEpsilons.empty();
+  return stats;
 }
 
 MemoryUse Session::memory() const {
@@ -310,7 +352,7 @@ GenerateResult Session::generate(const Prompt& prompt, const GenerateOptions& op
     result.decodeTokensPerSecond =
         perSecond(result.generatedTokens - 1, result.decodeMs - firstTokenMs);
   }
-  result.attention = ledger_.stats(count, spec.layers, spec.heads);
+  result.attention = statsOf(prompt);
   result.memory = memory();
   return result;
 }

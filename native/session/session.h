@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "attention/epsilon_curves.h"
 #include "attention/params.h"
 #include "attention/plan.h"
 #include "cpu/backend.h"
@@ -93,6 +95,31 @@ struct ScoreOutcome {
   std::optional<double> top1Agreement;
 };
 
+// What a calibration is to reach at least density, on its texts; with neither, the density that the
+// plain epsilon has.
+struct CalibrationTarget {
+  std::optional<double> coverage;
+  // Mean KL(dense || calibrated) over the ends of the texts, in nats.
+  std::optional<double> kl;
+};
+
+struct CalibrationOutcome {
+  EpsilonChoice chosen;
+  // The epsilon of the parameters for every head.
+  EpsilonChoice plain;
+  // With a target of KL: what the choice has.
+  std::optional<double> kl;
+};
+
+// Epsilons by head for prompts with these parameters; alpha, denseBelowTokens, maxListShare and
+// auditRows may differ.
+struct Calibration {
+  SampleAttentionParams params;
+  std::vector<float> headEpsilons;
+
+  bool fits(const SampleAttentionParams& other) const;
+};
+
 // What stays the same for the life of a session.
 struct SessionOptions {
   // Rows of the KV cache; 0 = what estimateMemory chooses.
@@ -128,6 +155,16 @@ class Session {
   ScoreOutcome score(const Prompt& prompt, int64_t tail, bool againstDense,
                      const SessionEvents& events);
 
+  // Chooses epsilons by head from sample texts. Forgets what is cached and the calibration in use.
+  // Throws Error, among others
+  // invalidParams for another policy than peak and for texts that are too short.
+  CalibrationOutcome calibrate(std::span<const std::vector<int32_t>> texts,
+                               const SampleAttentionParams& params, const CalibrationTarget& target,
+                               const SessionEvents& events);
+  // From now on prompts that fit have these epsilons. Throws Error when there are more or fewer
+  // than heads, or one is outside its range.
+  void use(Calibration calibration);
+
   // Logits f32 [tokens - from][vocabulary] of the rows from `from` on. For tests and tools.
   std::vector<float> logits(const Prompt& prompt, int64_t from);
 
@@ -159,10 +196,15 @@ class Session {
   };
   void check(const Prompt& prompt, int64_t reserveTokens) const;
   void checkMemory(const Prompt& prompt) const;
+  void checkHeadEpsilons(const SampleAttentionParams& params) const;
+  // With the epsilons of the calibration in use, where it fits.
+  SampleAttentionParams calibrated(const SampleAttentionParams& params) const;
+  AttentionStats statsOf(const Prompt& prompt) const;
   std::vector<Segment> segmentsOf(const Prompt& prompt) const;
   // Brings rows [0, tokens) into the cache. `states` gets the final states of rows >= statesFrom.
   PrefillPlan prefill(const Prompt& prompt, int64_t statesFrom, float* states,
-                      const std::function<void(const PrefillProgress&)>& onProgress);
+                      const std::function<void(const PrefillProgress&)>& onProgress,
+                      EpsilonCurves* curves = nullptr);
   // One more row; its logits.
   void step(int32_t token, const SampleAttentionParams& params, std::vector<float>& logits);
   SessionKey key() const;
@@ -175,6 +217,7 @@ class Session {
   std::unique_ptr<CpuBackend> backend_;
   CacheLedger ledger_;
   PrefillPrediction prediction_;
+  std::optional<Calibration> calibration_;
   DenseReference reference_;
   CancelFlag cancel_;
 };

@@ -18,7 +18,7 @@ namespace longsight {
 namespace {
 
 constexpr char kMagic[8] = {'L', 'S', 'I', 'G', 'H', 'T', 'K', 'V'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   char magic[8];

@@ -27,6 +27,7 @@ class FakeEngine {
   ask = (body: object, options: JobOptions) => this.job('ask', { ...body }, options);
   pack = (body: object, options: JobOptions) => this.job('pack', { ...body }, options);
   score = (body: object, options: JobOptions) => this.job('score', { ...body }, options);
+  calibrate = (body: object, options: JobOptions) => this.job('calibrate', { ...body }, options);
   bench = (body: object, options: JobOptions) => this.job('bench', { ...body }, options);
   save = (body: object, options: JobOptions) => this.job('save', { ...body }, options);
   doctor = (body: object, options: JobOptions) => this.job('doctor', { ...body }, options);
@@ -100,6 +101,14 @@ describe('cli/run', () => {
       },
       score: { tokens: 10, nll: 1, perplexity: Math.E, density: 1, sparseDensity: null },
       bench: { results: [] },
+      calibrate: {
+        path: '/m.gguf.calibration.json',
+        target: { coverage: null, kl: 0.01 },
+        textTokens: [10, 20],
+        plain: { density: 0.2, coverage: 0.95 },
+        chosen: { density: 0.15, coverage: 0.94 },
+        kl: 0.009,
+      },
       doctor,
       save: { saved: true, reason: '', tokens: 5, bytes: 100 },
     });
@@ -158,6 +167,7 @@ describe('cli/run', () => {
         threads: 0,
         contextTokens: 0,
         kvCache: 'bf16',
+        calibration: 'auto',
       },
     });
     assert.equal(engine.disposed, 1);
@@ -165,7 +175,8 @@ describe('cli/run', () => {
 
   it('hands every flag on', async () => {
     const flags =
-      '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --kv-cache q8 --max-tokens 7 --temperature .5 ' +
+      '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --kv-cache q8 ' +
+      '--calibration off --max-tokens 7 --temperature .5 ' +
       '--top-p 0.9 --top-k 40 --min-p 0.05 --repetition-penalty 1.1 --seed 42 --logit-bias 7=1.5 ' +
       '--logit-bias 8=-inf --strict --budget 1000 --policy peak --alpha 0.5 --epsilon 1e-2 ' +
       '--score-dims all --sample-stride 4 --segment-rows 512 --window-tokens 128 --window-fraction 0.1 ' +
@@ -178,6 +189,7 @@ describe('cli/run', () => {
       threads: 3,
       contextTokens: 4096,
       kvCache: 'q8',
+      calibration: 'off',
     });
     assert.deepEqual(asked.sampling, {
       temperature: 0.5,
@@ -442,6 +454,26 @@ describe('cli/run', () => {
       unknown
     >;
     assert.deepEqual([policy, sampleStride, windowFraction, segmentRows], ['mass', 10, 0.08, 0]);
+  });
+
+  it('calibrates on every text that is named', async () => {
+    const folder = mkdtempSync(path.join(os.tmpdir(), 'longsight-cli-'));
+    const files = ['a', 'b'].map((name) => path.join(folder, name));
+    for (const file of files) writeFileSync(file, file);
+    const texts = files.flatMap((file) => ['--text', file]);
+    assert.equal(await cli('calibrate', ...texts, '--tokens', '100', '--kl', '.01'), 0);
+    assert.deepEqual(
+      (body().texts as Uint8Array[]).map((text) => Buffer.from(text).toString()),
+      files,
+    );
+    assert.deepEqual([body().coverage, body().kl, body().tokens], [null, 0.01, 100]);
+    assert.match(out, /One epsilon .*20%.*\n.*By head .*15%.*KL 9\.000e-3/);
+    assert.match(out, /Written +\/m\.gguf\.calibration\.json/);
+    assert.equal(await cli('calibrate', ...texts, '--kl', '1', '--coverage', '.9'), 2);
+    assert.match(err, /--coverage and --kl are both given/);
+    assert.equal(await cli('calibrate'), 2);
+    assert.match(err, /--text is missing/);
+    rmSync(folder, { recursive: true });
   });
 
   it('scores a file as bytes, and names one that cannot be read', async () => {

@@ -204,6 +204,21 @@ export class FakeAddon {
         reusable = bytes;
         return { tokens: bytes, bytes };
       },
+      calibrate: async (texts, params, target, onEvent) => {
+        this.calls.push('calibrate');
+        this.options.push({ texts, params, target });
+        onEvent({ type: 'prefill', done: 1, total: 2, tokensPerSecond: 10, etaMs: 5 });
+        if (this.settings.hang) await hanging();
+        return {
+          chosen: { density: 0.2, coverage: 0.9, headEpsilons: [0.01, 0.02] },
+          plain: { density: 0.2, coverage: 0.95, headEpsilons: [0.003, 0.003] },
+          kl: target.kl === null ? null : target.kl / 2,
+        };
+      },
+      use: (calibration) => {
+        this.calls.push('use');
+        this.options.push(calibration);
+      },
       cancel: () => {
         this.calls.push('cancel');
         stop?.(Object.assign(new Error('stopped'), { code: 'cancelled', action: '' }));
