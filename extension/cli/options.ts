@@ -10,8 +10,7 @@ import {
 } from '../engine/protocol';
 import { checkBias, defaultSampling, samplingFields } from '../engine/sampling';
 
-export type CommandName =
-  'ask' | 'pack' | 'score' | 'calibrate' | 'bench' | 'evaluate' | 'doctor';
+export type CommandName = 'ask' | 'pack' | 'score' | 'calibrate' | 'bench' | 'evaluate' | 'doctor';
 
 export interface Option {
   name: string;

@@ -155,8 +155,8 @@ TEST(EpsilonProbe, CurvesAreWhatRunsMeasure) {
 std::unique_ptr<Session> newSession() {
   static const auto model = std::make_shared<Model>(realModelPath());
   const CancelFlag never;
-  return std::make_unique<Session>(
-      model, SessionOptions{.contextTokens = 4096, .threads = 2}, never, nullptr);
+  return std::make_unique<Session>(model, SessionOptions{.contextTokens = 4096, .threads = 2},
+                                   never, nullptr);
 }
 
 std::vector<int32_t> realTokens(int64_t count) {
