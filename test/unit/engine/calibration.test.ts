@@ -119,7 +119,13 @@ describe('engine/calibration', () => {
     const request = () => ({
       sessionId: 's',
       requestId: 'r',
-      model: { path: model, device: 'auto', threads: 0, contextTokens: 0, kvCache: 'bf16' } as const,
+      model: {
+        path: model,
+        device: 'auto',
+        threads: 0,
+        contextTokens: 0,
+        kvCache: 'bf16',
+      } as const,
       params: { ...defaultParams },
       tokens: 0,
       ropeBaseScale: 1,
