@@ -134,14 +134,14 @@ class HeadProbe {
 };
 
 // Products of the columns of a head's part of the projection.
-std::vector<float> gramOf(const ggml_tensor& projection, int32_t head, int64_t dims) {
-  const int64_t width = projection.ne[0];
+std::vector<float> gramOf(const WeightView& projection, int32_t head, int64_t dims) {
+  const int64_t width = projection.columns;
   const ggml_to_float_t expand = ggml_get_type_traits(projection.type)->to_float;
   std::vector<float> expanded(static_cast<size_t>(width));
   std::vector<float> gram(static_cast<size_t>(dims * dims), 0.0f);
-  for (int64_t output = 0; output < projection.ne[1]; ++output) {
+  for (int64_t output = 0; output < projection.rows; ++output) {
     const void* stored =
-        static_cast<const char*>(projection.data) + static_cast<size_t>(output) * projection.nb[1];
+        static_cast<const char*>(projection.data) + static_cast<size_t>(output) * ggml_row_size(projection.type, width);
     const float* row = static_cast<const float*>(stored);
     if (expand != nullptr) {
       expand(stored, expanded.data(), width);
@@ -157,10 +157,10 @@ std::vector<float> gramOf(const ggml_tensor& projection, int32_t head, int64_t d
 
 }  // namespace
 
-void probeEpsilons(const AttentionTask& task, const ggml_tensor& projection, const float* residual,
+void probeEpsilons(const AttentionTask& task, const WeightView& projection, const float* residual,
                    int32_t layer, ThreadPool& pool, EpsilonCurves& curves) {
   const std::vector<int64_t> rows = auditRows(task.segment, *task.params);
-  const int64_t width = projection.ne[1];
+  const int64_t width = projection.rows;
   pool.forEach(task.heads, [&](int64_t item, int32_t) {
     const auto head = static_cast<int32_t>(item);
     HeadCurve& curve = curves.head(layer, head);

@@ -99,12 +99,7 @@ TEST(EpsilonProbe, CurvesAreWhatRunsMeasure) {
   std::normal_distribution<float> normal;
   for (float& x : projection) x = normal(random);
   for (float& x : residual) x = normal(random);
-  ggml_tensor matrix{};
-  matrix.type = GGML_TYPE_F32;
-  matrix.ne[0] = kInput;
-  matrix.ne[1] = kWidth;
-  matrix.nb[1] = kInput * sizeof(float);
-  matrix.data = projection.data();
+  const WeightView matrix{projection.data(), GGML_TYPE_F32, kWidth, kInput};
 
   ThreadPool pool(2);
   ASSERT_TRUE(c.run(pool));
