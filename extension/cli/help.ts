@@ -24,7 +24,9 @@ export function commandHelp(command: Command): string {
   ]);
   const params = paramOptionsOf(command).map((option): [string, string] => {
     const field = paramFields.find(({ name }) => kebabCase(name) === option.name)!;
-    return [flagText(option), `${field.description}; ${rangeText(field)} (${field.default})`];
+    // The preset is no value of the parameter, but one of the flag.
+    const range = rangeText(field) + (field.name === 'policy' ? ', paper' : '');
+    return [flagText(option), `${field.description}; ${range} (${field.default})`];
   });
   return [
     `Usage: longsight ${command.name} [options]`,

@@ -155,6 +155,7 @@ export interface PhaseTimes {
 export interface ThinkingStats {
   /** From the first generated token to the end of the thought. */
   ms: number;
+  /** As they show in the text: a character of several tokens counts once. */
   tokens: number;
 }
 

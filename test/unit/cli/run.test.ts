@@ -141,6 +141,7 @@ describe('cli/run', () => {
     }
     assert.match(out, /--decode N/);
     assert.match(out, /--window-tokens N/);
+    assert.match(out, /--policy P .* dense, peak, mass, paper \(peak\)/);
     assert.deepEqual(engine.asked, []);
   });
 
