@@ -36,7 +36,7 @@ echo "== Time"
 state
 "$build/bench_cuda_kernels" >"$logs/bench.txt"
 head -1 "$logs/bench.txt"
-grep "time a pair" "$logs/bench.txt"
+grep -E ": [0-9.]+$" "$logs/bench.txt"
 state
 torch=()
 if python3 -c "import torch" 2>/dev/null; then

@@ -3,6 +3,7 @@
 // meet in shared memory, then in a second kernel, in a fixed order. How a step lies in shared
 // memory and becomes operands of mma.sync depends on the cache: decode_steps.cuh.
 #include <algorithm>
+#include <type_traits>
 
 #include "attend/decode_steps.cuh"
 #include "chunk_layout.h"
@@ -167,21 +168,25 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
     const uint32_t weights[4] = {
         packPair<T>(scores[0][0], scores[0][1]), packPair<T>(scores[0][2], scores[0][3]),
         packPair<T>(scores[1][0], scores[1][1]), packPair<T>(scores[1][2], scores[1][3])};
-    // After some steps a maximum seldom rises.
-    if (__any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+    // After some steps a maximum seldom rises; 256 dimensions of elements leave no register to skip
+    // on (sm_120).
+    constexpr bool kAlwaysRescales = kDim > 128 && std::is_same_v<Step, ElementStep<T, kDim>>;
+    const auto rescaleGroup = [&](int group) {
 #pragma unroll
-      for (int group = 0; group < kOutputGroups; ++group) {
+      for (int n = 0; n < 4; ++n) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
-        }
+        for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
       }
+    };
+    if (!kAlwaysRescales && __any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+      for (int group = 0; group < kOutputGroups; ++group) rescaleGroup(group);
     }
 #pragma unroll
     for (int group = 0; group < kOutputGroups; ++group) {
       uint32_t b[4][2];
       current.loadValues(group, lane, b);
+      if (kAlwaysRescales) rescaleGroup(group);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         mma16x8x16<T>(output[group][n], weights, b[n][0], b[n][1]);

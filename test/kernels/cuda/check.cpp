@@ -48,20 +48,19 @@ HeadShape asF16(HeadShape shape) {
 
 // Head dimensions beyond 64 and 128, and caches stored as q8.
 void addSmallShapes(std::vector<CaseOptions>& cases) {
+  const auto add = [&](const char* name, int64_t tokens, const HeadShape& shape) {
+    CaseOptions options = makeCase(name, tokens, shape);
+    options.params.segmentRows = 256;
+    options.params.windowTokens = 128;
+    options.drawnDensity = 0.3;
+    options.spareRows = 0;
+    cases.push_back(options);
+  };
   for (const int32_t dim : {64, 80, 96, 128, 256}) {
-    const HeadShape shape = withDim({4, 2, 0}, dim);
-    for (const HeadShape& s : {shape, asQ8(shape), asF16(asQ8(shape))}) {
-      CaseOptions options = makeCase("few rows, drawn lists", 129, s);
-      options.drawnDensity = 0.3;
-      cases.push_back(options);
-      options = makeCase("drawn lists", 900, s);
-      options.params.segmentRows = 256;
-      options.params.windowTokens = 128;
-      options.drawnDensity = 0.3;
-      options.spareRows = 0;
-      cases.push_back(options);
-    }
+    add("drawn lists", 641, withDim({4, 2, 0}, dim));
+    add("few rows, drawn lists", 129, asQ8(withDim({4, 2, 0}, dim)));
   }
+  add("drawn lists", 641, asF16(asQ8({4, 2, 128})));
 }
 
 void addShapes(std::vector<CaseOptions>& cases) {

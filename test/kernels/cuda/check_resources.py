@@ -9,7 +9,8 @@ import sys
 
 # Most registers that a kernel may use so that as many blocks fit on a multiprocessor as its design
 # counts on; "source 256" is for heads of that many dimensions. Dynamic shared memory is not in the
-# report: the launchers assert at compile time that it fits (kSharedBytesEverywhere). wgmma kernels shift registers between warpgroups: 168 at entry for 384 threads.
+# report: the launchers assert at compile time that it fits (kSharedBytesEverywhere). wgmma kernels
+# shift registers between warpgroups: 168 at entry for 384 threads.
 LIMITS = {
     "attend_sm90": 168,
     "peak_votes_sm90": 255,

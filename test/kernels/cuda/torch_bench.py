@@ -11,7 +11,14 @@ import time
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-SHAPES = [(32768, 32, 8, 128), (131072, 32, 8, 128), (131072, 14, 2, 64)]
+SHAPES = [
+    (32768, 32, 8, 128),
+    (131072, 32, 8, 128),
+    (131072, 14, 2, 64),
+    (32768, 32, 8, 80),
+    (32768, 32, 8, 96),
+    (32768, 16, 4, 256),
+]
 
 
 def median_ms(work, runs=3):
