@@ -10,7 +10,9 @@ import {
   type ParamField,
 } from './engine/params';
 import {
+  calibrationModes,
   kvCacheTypes,
+  type CalibrationMode,
   type KvCacheType,
   type SampleAttentionParams,
   type Sampling,
@@ -27,6 +29,7 @@ export interface Settings {
   /** 0 = as much as model and memory allow. */
   contextTokens: number;
   kvCache: KvCacheType;
+  calibration: CalibrationMode;
   answerTokens: number;
   /** A reasoning model may think before it answers. */
   thinking: boolean;
@@ -70,6 +73,7 @@ export function readSettings(read: ReadSetting): Settings {
     threads: readNumber(read, 'threads'),
     contextTokens: readNumber(read, 'contextTokens'),
     kvCache: readChoice(read, 'kvCache', kvCacheTypes),
+    calibration: readChoice(read, 'calibration', calibrationModes),
     answerTokens: readNumber(read, 'answerTokens'),
     thinking: readBoolean(read, 'thinking'),
     confirmAboveSeconds: readNumber(read, 'confirmAboveSeconds'),

@@ -145,6 +145,7 @@ export class Asking {
           threads: settings.threads,
           contextTokens: settings.contextTokens,
           kvCache: settings.kvCache,
+          calibration: settings.calibration,
         },
         params: settings.params,
         workspace: { folders, unsaved: this.host.unsaved(), budgetTokens, strict: false },

@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { checkParam, kebabCase, paramFields, rangeText, startingParams } from '../engine/params';
 import {
+  calibrationModes,
   kvCacheTypes,
   type Device,
   type ModelRequest,
@@ -429,7 +430,7 @@ export class Arguments {
       threads: this.integer('threads', 0, 0, 1024),
       contextTokens: this.integer('context-tokens', 0, 0, mostTokens),
       kvCache: this.choice('kv-cache', 'bf16', kvCacheTypes),
-      calibration: this.choice('calibration', 'auto', ['auto', 'off']),
+      calibration: this.choice('calibration', 'auto', calibrationModes),
     };
   }
 

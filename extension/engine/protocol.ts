@@ -25,6 +25,10 @@ export interface SampleAttentionParams {
 export type Device = 'auto' | 'cpu' | 'cuda';
 
 /** How the KV cache keeps its values: 2 bytes each, or blocks of 32 in 34 bytes. */
+/** Whether the calibration beside the model is used for prompts that it fits. */
+export const calibrationModes = ['auto', 'off'] as const;
+export type CalibrationMode = (typeof calibrationModes)[number];
+
 export const kvCacheTypes = ['bf16', 'q8'] as const;
 export type KvCacheType = (typeof kvCacheTypes)[number];
 
@@ -37,8 +41,8 @@ export interface ModelRequest {
   /** Size of the KV cache in tokens; 0 = as much of the model's context as memory allows. */
   contextTokens: number;
   kvCache: KvCacheType;
-  /** `auto` (absent): the calibration beside the model is used for prompts that it fits. */
-  calibration?: 'auto' | 'off';
+  /** Absent = `auto`. */
+  calibration?: CalibrationMode;
 }
 
 /** Ranges in engine/sampling.ts; the steps and their order in native/session/sampler.h. */

@@ -72,6 +72,7 @@ describe('chat/asking', () => {
         threads: 2,
         contextTokens: 8192,
         kvCache: 'bf16',
+        calibration: 'auto',
         answerTokens: 64,
         thinking: false,
         confirmAboveSeconds: 30,
@@ -110,6 +111,7 @@ describe('chat/asking', () => {
       threads: 2,
       contextTokens: 8192,
       kvCache: 'bf16',
+      calibration: 'auto',
     });
     assert.equal(body.answerTokens, 64);
     assert.equal(body.sampling.temperature, 0.5);
@@ -198,6 +200,7 @@ describe('chat/asking', () => {
       threads: 0,
       contextTokens: 0,
       kvCache: 'bf16',
+      calibration: 'auto',
       answerTokens: 1,
       thinking: false,
       confirmAboveSeconds: 0,

@@ -28,6 +28,7 @@ describe('config', () => {
       threads: 0,
       contextTokens: 0,
       kvCache: 'bf16',
+      calibration: 'auto',
       answerTokens: 512,
       thinking: false,
       confirmAboveSeconds: 30,
@@ -74,6 +75,8 @@ describe('config', () => {
 
   it('takes a type of KV cache, and no other', () => {
     assert.equal(readSettings(read({ kvCache: 'q8' })).kvCache, 'q8');
+    assert.equal(readSettings(read({ calibration: 'off' })).calibration, 'off');
+    assert.match(refusal({ calibration: 'x' }).message, /calibration = "x" .* auto, off/);
     assert.match(refusal({ kvCache: 'q4' }).message, /longsight\.kvCache = "q4" .* bf16, q8/);
   });
 
