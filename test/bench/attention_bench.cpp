@@ -3,6 +3,7 @@
 //                   [--density X] [--repeat N] [--policy peak|mass]
 // Computes the last R rows of N as dense and as sparse. For the sparse run every key that should be
 // kept (a share X of them) points the way of all queries, so that X is about the remote density.
+// Then the time that each kind of kernel takes, as a share of the dense run's.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -16,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "../bench/attention_stages.h"
 #include "attention_case.h"
 #include "kernels/cpu/attention/kernels.h"
 
@@ -130,6 +132,20 @@ Time bestOf(test::AttentionCase& attention, ThreadPool& pool, int repeat) {
   return best;
 }
 
+void reportStages(test::AttentionCase& attention, ThreadPool& pool, int repeat, double denseCpu) {
+  bench::StageSeconds least{1e9, 1e9, 1e9};
+  for (int i = 0; i < repeat; ++i) {
+    const bench::CountedKernels counted(attention.scratch);
+    attention.run(pool);
+    const bench::StageSeconds taken = bench::CountedKernels::seconds();
+    least = {std::min(least.vote, taken.vote), std::min(least.pack, taken.pack),
+             std::min(least.attend, taken.attend)};
+  }
+  std::printf("        of the dense run's time: stage 1 %.1f %%, packing %.1f %%, attend %.1f %%\n",
+              least.vote / denseCpu * 100, least.pack / denseCpu * 100,
+              least.attend / denseCpu * 100);
+}
+
 void report(const char* name, const test::AttentionCase& attention, Time time, double peak) {
   double kept = 0;
   double causal = 0;
@@ -177,9 +193,13 @@ int main(int argc, char** argv) {
   params.policy = o.policy;
   Segment segment{o.tokens - o.rows, o.tokens, true, 0, 0};
   std::mt19937_64 random(1);
+  double denseCpu = 0;
   {
     test::AttentionCase dense({o.heads, o.kvHeads, o.dim}, segment, params, random);
-    report("dense", dense, bestOf(dense, pool, o.repeat), peak);
+    const Time time = bestOf(dense, pool, o.repeat);
+    denseCpu = time.cpu;
+    report("dense", dense, time, peak);
+    reportStages(dense, pool, o.repeat, denseCpu);
   }
   segment = {o.tokens - o.rows, o.tokens, false, params.sampleStride, params.windowTokens};
   test::AttentionCase sparse({o.heads, o.kvHeads, o.dim}, segment, params, random);
@@ -195,5 +215,6 @@ int main(int argc, char** argv) {
     }
   }
   report("sparse", sparse, bestOf(sparse, pool, o.repeat), peak);
+  reportStages(sparse, pool, o.repeat, denseCpu);
   return 0;
 }
