@@ -107,8 +107,8 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
   }
   if (!runAttention(task, pool_, cancel, heads)) return false;
   if (curves != nullptr && !segment.dense)
-    probeEpsilons(task, weights_->layer(layer)[Matrix::attentionOutput].matrix, activations_.residual(row), layer,
-                  pool_, *curves);
+    probeEpsilons(task, weights_->layer(layer)[Matrix::attentionOutput].matrix,
+                  activations_.residual(row), layer, pool_, *curves);
   return true;
 }
 

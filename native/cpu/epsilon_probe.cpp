@@ -140,8 +140,8 @@ std::vector<float> gramOf(const WeightView& projection, int32_t head, int64_t di
   std::vector<float> expanded(static_cast<size_t>(width));
   std::vector<float> gram(static_cast<size_t>(dims * dims), 0.0f);
   for (int64_t output = 0; output < projection.rows; ++output) {
-    const void* stored =
-        static_cast<const char*>(projection.data) + static_cast<size_t>(output) * ggml_row_size(projection.type, width);
+    const void* stored = static_cast<const char*>(projection.data) +
+                         static_cast<size_t>(output) * ggml_row_size(projection.type, width);
     const float* row = static_cast<const float*>(stored);
     if (expand != nullptr) {
       expand(stored, expanded.data(), width);
