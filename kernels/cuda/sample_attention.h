@@ -182,8 +182,8 @@ struct QuantizeTask {
   int64_t firstRow = 0;
   int64_t capacityRows = 0;
 };
-// The scale of a block is the least fp16 number that takes its largest value to 127 or below.
 std::string validate(const QuantizeTask& task);
+// The scale of a block is the least fp16 number that takes its largest value to 127 or below.
 cudaError_t launchQuantizeRows(const QuantizeTask& task, cudaStream_t stream);
 
 }  // namespace longsight::cuda
