@@ -99,18 +99,23 @@ double weightRounding(const AttentionTask& task, int32_t head, int64_t row,
   for (size_t column = 0; column < weights.size(); ++column) {
     loadRow(matrix, static_cast<int64_t>(column), values.data() + column * dims);
   }
+  std::map<float, size_t> groups;
+  std::vector<size_t> groupOf;
+  for (const double weight : weights) {
+    groupOf.push_back(groups.try_emplace(static_cast<float>(weight), groups.size()).first->second);
+  }
   double worst = 0.0;
+  std::vector<double> together(groups.size());
   for (size_t dim = 0; dim < dims; ++dim) {
     double alone = 0.0;
-    std::map<float, double> together;
+    std::fill(together.begin(), together.end(), 0.0);
     for (size_t column = 0; column < weights.size(); ++column) {
-      if (weights[column] == 0.0) continue;
       const double share = weights[column] * (values[column * dims + dim] - output[dim]);
       alone += share * share;
-      together[static_cast<float>(weights[column])] += share;
+      together[groupOf[column]] += share;
     }
     double equal = 0.0;
-    for (const auto& [weight, share] : together) equal += share * share;
+    for (const double share : together) equal += share * share;
     worst = std::max(worst, std::sqrt(alone) + std::sqrt(equal));
   }
   return 3.0 * worst / 256.0;
