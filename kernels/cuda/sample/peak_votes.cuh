@@ -246,10 +246,15 @@ template <class Sum>
 __device__ __forceinline__ void countMisses(const Sum* sums, uint32_t (&misses)[2]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    // One instruction; the compiler makes a tree of more of them out of &.
-    asm("lop3.b32 %0, %0, %1, %2, 0x80;"
-        : "+r"(misses[i])
-        : "r"(bitsOf(sums[2 * i])), "r"(bitsOf(sums[2 * i + 1])));
+    if constexpr (std::is_same_v<Sum, int32_t>) {
+      // One instruction, in a chain. The compiler makes a tree of more of them out of &, which has
+      // less latency; int8 products are short enough for the number to matter more.
+      asm("lop3.b32 %0, %0, %1, %2, 0x80;"
+          : "+r"(misses[i])
+          : "r"(bitsOf(sums[2 * i])), "r"(bitsOf(sums[2 * i + 1])));
+    } else {
+      misses[i] &= bitsOf(sums[2 * i]) & bitsOf(sums[2 * i + 1]);
+    }
   }
 }
 
