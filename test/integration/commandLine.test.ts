@@ -5,6 +5,7 @@ import {
   readdirSync,
   readFileSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import path from 'node:path';
@@ -211,6 +212,33 @@ describe('integration: command line with a real model', function () {
     assert.equal(error.code, 'cancelled');
     assert.ok(rows.length >= 1 && rows.length < 8);
     assert.equal(rows[0].policy, 'dense');
+  });
+
+  it('calibrates beside the model; score uses that, and says so', async () => {
+    const ownModel = path.join(folder(), 'calibrated.gguf');
+    symlinkSync(model, ownModel);
+    const text = path.join(folder(), 'sample');
+    const unseen = path.join(folder(), 'unseen');
+    copyFileSync('docs/sample-attention.md', text);
+    copyFileSync('README.md', unseen);
+    const sparse = ['--segment-rows', '256', '--window-tokens', '128'];
+    const calibrate = ['calibrate', '--text', text, '--model', ownModel, '--json', ...sparse];
+    const score = ['score', '--text', unseen, '--model', ownModel, '--json', ...sparse];
+    const scored = ['--against', 'dense', '--dense-below-tokens', '0', '--tokens', '1200'];
+
+    const byKl = json((await cli([...calibrate, '--tokens', '600', '--kl', '0.02'])).stdout);
+    assert.ok(byKl.kl > 0 && byKl.kl <= 0.02, `${byKl.kl}`);
+    const byDensity = await cli([...calibrate, '--tokens', '1200']);
+    assert.equal(byDensity.status, 0, byDensity.stderr);
+    const { path: kept, plain, chosen } = json(byDensity.stdout);
+    assert.equal(kept, `${ownModel}.calibration.json`);
+    assert.ok(Math.abs(chosen.density - plain.density) < 0.02, `${chosen.density}`);
+
+    const byHead = json((await cli([...score, ...scored])).stdout);
+    const plainly = json((await cli([...score, ...scored, '--calibration', 'off'])).stdout);
+    assert.deepEqual([byHead.calibrated, plainly.calibrated], [true, undefined]);
+    assert.ok(Math.abs(byHead.sparseDensity - plainly.sparseDensity) < 0.1);
+    assert.ok(byHead.kl < plainly.kl, `${byHead.kl} ${plainly.kl}`);
   });
 
   it('benches', async () => {
