@@ -269,7 +269,7 @@ Napi::Value toJs(Napi::Env env, const AttentionStats& stats) {
     layers.Set(i, made);
   }
   object.Set("layers", layers);
-  object.Set("calibrated", Napi::Boolean::New(env, stats.calibrated));
+  if (stats.calibrated) object.Set("calibrated", Napi::Boolean::New(env, true));
   return object;
 }
 
