@@ -1,5 +1,5 @@
-"""Reads ptxas' report of a build and checks it: no spills, no serialised wgmma, and registers
-within the limits below. Prints a table of the kernels.
+"""Reads ptxas' report of a build and checks it: no spills, no serialised wgmma, and registers and
+static shared memory of every kernel within the limits below. Prints a table of the kernels.
 
     python3 check_resources.py BUILD_LOG
 """
@@ -7,27 +7,53 @@ within the limits below. Prints a table of the kernels.
 import re
 import sys
 
-# Most registers that a kernel may use so that as many blocks fit on a multiprocessor as its design
-# counts on; "source 256" is for heads of that many dimensions. Dynamic shared memory is not in the
-# report: the launchers assert at compile time that it fits (kSharedBytesEverywhere). wgmma kernels
-# shift registers between warpgroups: 168 at entry for 384 threads.
+# For the kernels of a source: most registers, so that as many blocks fit on a multiprocessor as the
+# design counts on, and most bytes of static shared memory; "source 256" is for heads of that many
+# dimensions. Dynamic shared memory is not in the report: the launchers assert at compile time that
+# it fits (kSharedBytesEverywhere). wgmma kernels shift registers between warpgroups: 168 at entry
+# for 384 threads.
 LIMITS = {
-    "attend_sm90": 168,
-    "peak_votes_sm90": 255,
-    "attend_sm80": 255,
-    "attend_sm80 64": 168,
-    "peak_votes_sm80": 255,
-    "masses_sm90": 168,
-    "masses_sm80": 255,
-    "voter_log_sums": 128,
-    "quantize": 128,
-    "mass_threshold": 64,
-    "anchors": 128,
-    "audit": 168,
-    "decode": 168,
-    "decode 256": 255,
-    "column_lists": 64,
+    "attend_sm90": (168, 0),
+    "peak_votes_sm90": (255, 0),
+    "attend_sm80": (255, 0),
+    "attend_sm80 64": (168, 0),
+    "peak_votes_sm80": (255, 0),
+    "masses_sm90": (168, 0),
+    "masses_sm80": (255, 0),
+    "voter_log_sums": (128, 0),
+    "quantize": (128, 128),
+    "mass_threshold": (64, 20 << 10),
+    "anchors": (128, 0),
+    "audit": (168, 0),
+    "decode": (168, 8 << 10),
+    "decode 256": (255, 8 << 10),
+    "column_lists": (64, 32 << 10),
+    "q8_rows": (64, 0),
+    "bench_data": (64, 0),
 }
+
+
+def source_of(kernel: str) -> str | None:
+    """The name of the file, without .cu, in which a kernel of an anonymous namespace stands.
+
+    Names inside of a mangled one have their length before them. nvcc calls the namespace
+    _GLOBAL__N__<hash>_<length>_<file, dots as underscores>_<hash>, and a hash may end in digits or
+    be nothing else: only the lengths tell where a name ends.
+    """
+    rest = kernel.removeprefix("_ZN")
+    while length := re.match(r"\d+", rest):
+        end = length.end() + int(length[0])
+        space = re.match(r"_GLOBAL__N__[0-9a-f]+_(\d+)_", rest[length.end() : end])
+        if space:
+            begin = length.end() + space.end()
+            return rest[begin : begin + int(space[1])].removesuffix("_cu")
+        rest = rest[end:]
+    return None
+
+
+def limits_of(kernel: str, source: str | None) -> tuple[int, int] | None:
+    dim = re.search(r"Li(64|80|96|128|256)E", kernel)
+    return LIMITS.get(f"{source} {dim[1]}" if dim else source, LIMITS.get(source))
 
 
 def main() -> int:
@@ -41,28 +67,36 @@ def main() -> int:
         re.S,
     )
     for match in pattern.finditer(text):
-        source = re.search(r"_\d+_([a-z_0-9]+?)_cu_[0-9a-f]+", match["name"])
-        unit = source.group(1) if source else match["name"]
+        kernel = f"{match['name']} for {match['arch']}"
+        source = source_of(match["name"])
         registers = int(match["registers"])
-        shared = re.search(r"(\d+) bytes smem", match["rest"])
-        key = (unit, match["arch"])
-        seen = rows.get(key, (0, 0, 0))
-        rows[key] = (
+        smem = re.search(r"(\d+) bytes smem", match["rest"])
+        shared = int(smem[1]) if smem else 0
+        seen = rows.get((source or "?", match["arch"]), (0, 0, 0))
+        rows[source or "?", match["arch"]] = (
             seen[0] + 1,
             max(seen[1], registers),
-            max(seen[2], int(shared.group(1)) if shared else 0),
+            max(seen[2], shared),
         )
         if int(match["stores"]) or int(match["loads"]):
-            faults.append(f"{match['name']} for {match['arch']} spills {match['stores']} bytes")
-        dim = re.search(r"Li(64|80|96|128|256)E", match["name"])
-        limit = LIMITS.get(f"{unit} {dim.group(1)}" if dim else unit, LIMITS.get(unit, 255))
-        if registers > limit:
-            faults.append(f"{match['name']} for {match['arch']} uses {registers} registers of {limit}")
+            faults.append(f"{kernel} spills {match['stores']} bytes")
+        limits = limits_of(match["name"], source)
+        if limits is None:
+            faults.append(f"{kernel}, of source {source or 'unknown'}, has no limits in LIMITS")
+        elif registers > limits[0] or shared > limits[1]:
+            faults.append(
+                f"{kernel} uses {registers} registers of {limits[0]}, "
+                f"{shared} static shared bytes of {limits[1]}"
+            )
+    compiled = text.count("Compiling entry function")
+    reported = sum(kernels for kernels, _, _ in rows.values())
+    if reported != compiled:
+        faults.append(f"ptxas compiled {compiled} kernels and reported the resources of {reported}")
     if not rows:
         faults.append(f"no ptxas report in {sys.argv[1]}: was anything compiled?")
     print(f"{'source':18s} {'arch':8s} kernels  most registers  static shared bytes")
-    for (unit, arch), (kernels, registers, shared) in sorted(rows.items()):
-        print(f"{unit:18s} {arch:8s} {kernels:7d}  {registers:14d}  {shared:19d}")
+    for (source, arch), (kernels, registers, shared) in sorted(rows.items()):
+        print(f"{source:18s} {arch:8s} {kernels:7d}  {registers:14d}  {shared:19d}")
     for fault in faults:
         print("FAULT:", fault)
     return 1 if faults else 0
