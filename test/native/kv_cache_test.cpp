@@ -9,6 +9,7 @@
 #include <iostream>
 
 #include "llama_reference.h"
+#include "real_session.h"
 #include "session/session.h"
 #include "temporary.h"
 #include "tiny_model.h"
@@ -18,16 +19,6 @@ namespace {
 
 constexpr int64_t kTokens = 1600;
 constexpr int64_t kTail = 128;
-
-std::shared_ptr<Model> realModel() {
-  static const auto model = std::make_shared<Model>(realModelPath());
-  return model;
-}
-
-std::unique_ptr<Session> newSession(KvType kvCache) {
-  const SessionOptions options{.contextTokens = 4096, .threads = 2, .kvCache = kvCache};
-  return std::make_unique<Session>(realModel(), options, CancelFlag(), nullptr);
-}
 
 Prompt promptOf(Policy policy) {
   Prompt prompt;
@@ -64,8 +55,9 @@ double meanKl(const std::vector<float>& a, const std::vector<float>& b) {
 TEST(KvCacheType, Q8LogitsAreCloseToBf16) {
   for (const Policy policy : {Policy::dense, Policy::peak}) {
     const Prompt prompt = promptOf(policy);
-    const std::vector<float> bf16 = newSession(KvType::bf16)->logits(prompt, prompt.denseFrom);
-    const std::vector<float> q8 = newSession(KvType::q8)->logits(prompt, prompt.denseFrom);
+    const std::vector<float> bf16 =
+        newSession(4096, KvType::bf16)->logits(prompt, prompt.denseFrom);
+    const std::vector<float> q8 = newSession(4096, KvType::q8)->logits(prompt, prompt.denseFrom);
     const double kl = meanKl(bf16, q8);
     std::cout << (policy == Policy::dense ? "dense" : "peak") << ": KL(bf16 || q8) " << kl
               << " over " << kTail << " rows, top-1 "
@@ -137,7 +129,7 @@ TEST(KvCacheType, Q8TakesHalfTheMemory) {
   const MemoryEstimate q8 = realModel()->estimate(4096, {}, KvType::q8);
   // 64 integers and 2 scales beside 64 values of 2 bytes.
   EXPECT_EQ(q8.kvBytes * 128, bf16.kvBytes * 68);
-  EXPECT_EQ(newSession(KvType::q8)->contextTokens(), 4096);
+  EXPECT_EQ(newSession(4096, KvType::q8)->contextTokens(), 4096);
 }
 
 }  // namespace

@@ -12,22 +12,12 @@
 #include "error.h"
 #include "kernels/reference/reference.h"
 #include "llama_reference.h"
+#include "real_session.h"
 #include "session/session.h"
 #include "temporary.h"
 
 namespace longsight::test {
 namespace {
-
-std::shared_ptr<Model> realModel() {
-  static const auto model = std::make_shared<Model>(realModelPath());
-  return model;
-}
-
-std::unique_ptr<Session> newSession(int64_t contextTokens = 4096) {
-  const CancelFlag never;
-  return std::make_unique<Session>(
-      realModel(), SessionOptions{.contextTokens = contextTokens, .threads = 2}, never, nullptr);
-}
 
 SampleAttentionParams paper() {
   SampleAttentionParams params;
@@ -51,25 +41,6 @@ Prompt promptOf(int64_t sparse, int64_t dense, const SampleAttentionParams& para
   prompt.denseFrom = sparse;
   prompt.params = params;
   return prompt;
-}
-
-std::vector<float> lastLogits(Session& session, const Prompt& prompt) {
-  return session.logits(prompt, static_cast<int64_t>(prompt.tokens.size()) - 1);
-}
-
-double rms(const std::vector<float>& a, const std::vector<float>& b) {
-  return compareLogits(a, b, realModel()->spec().vocabulary).rmsDifference;
-}
-
-template <typename Body>
-Error errorOf(const Body& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no error";
-  return Error(ErrorCode::internal, "", "");
 }
 
 // Runs the first layers by hand, so that queries and keys can be seen.

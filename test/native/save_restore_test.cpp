@@ -7,6 +7,7 @@
 #include <iostream>
 
 #include "error.h"
+#include "real_session.h"
 #include "session/session.h"
 #include "temporary.h"
 #include "tiny_model.h"
@@ -33,10 +34,6 @@ Prompt question(Model& model, int64_t fileTokens, const std::string& text) {
   prompt.params.denseBelowTokens = 512;
   prompt.params.segmentRows = 512;
   return prompt;
-}
-
-std::vector<float> lastLogits(Session& session, const Prompt& prompt) {
-  return session.logits(prompt, static_cast<int64_t>(prompt.tokens.size()) - 1);
 }
 
 bool sameBits(const std::vector<float>& a, const std::vector<float>& b) {

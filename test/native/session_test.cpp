@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "llama_reference.h"
+#include "real_session.h"
 #include "temporary.h"
 #include "tiny_model.h"
 
@@ -18,17 +19,6 @@ namespace longsight::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-std::shared_ptr<Model> realModel() {
-  static const auto model = std::make_shared<Model>(realModelPath());
-  return model;
-}
-
-std::unique_ptr<Session> newSession(int64_t contextTokens = 4096, KvType kvCache = KvType::bf16) {
-  const CancelFlag never;
-  const SessionOptions options{.contextTokens = contextTokens, .threads = 2, .kvCache = kvCache};
-  return std::make_unique<Session>(realModel(), options, never, nullptr);
-}
 
 std::vector<int32_t> tokenize(const std::string& text) {
   std::vector<int32_t> tokens;
@@ -50,25 +40,6 @@ Prompt question(int64_t fileTokens, const std::string& text) {
 }
 
 int64_t lengthOf(const Prompt& prompt) { return static_cast<int64_t>(prompt.tokens.size()); }
-
-std::vector<float> lastLogits(Session& session, const Prompt& prompt) {
-  return session.logits(prompt, lengthOf(prompt) - 1);
-}
-
-double rms(const std::vector<float>& a, const std::vector<float>& b) {
-  return compareLogits(a, b, realModel()->spec().vocabulary).rmsDifference;
-}
-
-template <typename Body>
-Error errorOf(const Body& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no error";
-  return Error(ErrorCode::internal, "", "");
-}
 
 // Two runs of the same prompt differ by rounding: a few rows are multiplied with activations
 // rounded to 8 bits, many with bf16, and which it is depends on what was cached. Logits range over
