@@ -59,7 +59,7 @@ main(async () => {
           ? '  npm run try                                            sparse attention (peak)'
           : '  npm run try -- --policy dense                          the same without sparse attention',
         '  npm run try -- --workspace DIR --question "..."        your own folder',
-        '  npm run try -- --model FILE.gguf                       a better model (architecture llama)',
+        '  npm run try -- --model FILE.gguf                       a better model',
         '  npm run package                                        the extension for VS Code',
       ].join('\n'),
     );
