@@ -1,11 +1,14 @@
 #include "attention_case.h"
 
+#include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
+#include <thread>
 
 namespace longsight::test {
 namespace {
@@ -127,6 +130,25 @@ bool AttentionCase::run(ThreadPool& pool) { return runAttention(task, pool, canc
 bool AttentionCase::run(int32_t threads) {
   ThreadPool pool(threads);
   return run(pool);
+}
+
+double AttentionCase::secondsToCancel(ThreadPool& pool, std::initializer_list<int> delaysMs) {
+  double fastest = std::numeric_limits<double>::infinity();
+  for (const int delayMs : delaysMs) {
+    cancel.clear();
+    std::chrono::steady_clock::time_point set;
+    std::thread canceller([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(delayMs));
+      set = std::chrono::steady_clock::now();
+      cancel.set();
+    });
+    const bool finished = run(pool);
+    const auto end = std::chrono::steady_clock::now();
+    canceller.join();
+    if (finished) throw std::runtime_error("the run ended before it was cancelled");
+    fastest = std::min(fastest, std::chrono::duration<double>(end - set).count());
+  }
+  return fastest;
 }
 
 }  // namespace longsight::test

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <random>
 #include <vector>
 
@@ -47,6 +48,9 @@ class AttentionCase {
   // Runs the task and returns whether it finished.
   bool run(ThreadPool& pool);
   bool run(int32_t threads);
+  // From a cancel, each delay after the start of a run, to the run's end: the shortest, since other
+  // processes may hold the processor for a while. Fails the test when a run was not cancelled.
+  double secondsToCancel(ThreadPool& pool, std::initializer_list<int> delaysMs);
 
   SampleAttentionParams params;
   AttentionTask task;
