@@ -10,8 +10,11 @@ import {
   type ParamField,
 } from './engine/params';
 import {
+  anyDevice,
+  backendChoices,
   calibrationModes,
   kvCacheTypes,
+  type BackendChoice,
   type CalibrationMode,
   type KvCacheType,
   type SampleAttentionParams,
@@ -24,6 +27,9 @@ export interface Settings {
   modelPath: string;
   /** Absolute path; empty = the default folder. */
   modelsFolder: string;
+  backend: BackendChoice;
+  /** Number of the GPU; -1 = the one with the most free memory. */
+  cudaDevice: number;
   /** 0 = one for each physical core. */
   threads: number;
   /** 0 = as much as model and memory allow. */
@@ -56,6 +62,7 @@ export interface NumberRange {
 }
 
 export const numberSettings = {
+  'cuda.device': { min: anyDevice, max: 63, default: anyDevice },
   threads: { min: 0, max: 1024, default: 0 },
   contextTokens: { min: 0, max: 16_777_216, default: 0 },
   answerTokens: { min: 1, max: 65_536, default: 512 },
@@ -70,6 +77,8 @@ export function readSettings(read: ReadSetting): Settings {
   const settings: Settings = {
     modelPath: readPath(read, 'model'),
     modelsFolder: readPath(read, 'modelsFolder'),
+    backend: readChoice(read, 'backend', backendChoices),
+    cudaDevice: readNumber(read, 'cuda.device'),
     threads: readNumber(read, 'threads'),
     contextTokens: readNumber(read, 'contextTokens'),
     kvCache: readChoice(read, 'kvCache', kvCacheTypes),

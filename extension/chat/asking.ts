@@ -141,7 +141,8 @@ export class Asking {
       {
         model: {
           path: settings.modelPath,
-          device: 'auto',
+          backend: settings.backend,
+          device: settings.cudaDevice,
           threads: settings.threads,
           contextTokens: settings.contextTokens,
           kvCache: settings.kvCache,

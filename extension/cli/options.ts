@@ -2,9 +2,10 @@
 import { parseArgs } from 'node:util';
 import { checkParam, kebabCase, paramFields, rangeText, startingParams } from '../engine/params';
 import {
+  anyDevice,
+  backendChoices,
   calibrationModes,
   kvCacheTypes,
-  type Device,
   type ModelRequest,
   type SampleAttentionParams,
   type Sampling,
@@ -252,7 +253,16 @@ export const commonOptions: readonly Option[] = [
     value: 'FILE',
     description: 'GGUF file (default: $LONGSIGHT_MODEL, else one from the models folder)',
   },
-  { name: 'device', value: 'D', description: 'auto, cpu, cuda (default auto)' },
+  {
+    name: 'backend',
+    value: 'B',
+    description: 'auto, cuda, cpu; auto = an NVIDIA GPU where one works (default auto)',
+  },
+  {
+    name: 'device',
+    value: 'N',
+    description: 'number of the GPU, as doctor lists them; -1 = most free memory (default -1)',
+  },
   {
     name: 'threads',
     value: 'N',
@@ -426,7 +436,8 @@ export class Arguments {
   /** All of the model request but the path. */
   modelOptions(): Omit<ModelRequest, 'path'> {
     return {
-      device: this.choice<Device>('device', 'auto', ['auto', 'cpu', 'cuda']),
+      backend: this.choice('backend', 'auto', backendChoices),
+      device: this.integer('device', anyDevice, anyDevice, mostDevice),
       threads: this.integer('threads', 0, 0, 1024),
       contextTokens: this.integer('context-tokens', 0, 0, mostTokens),
       kvCache: this.choice('kv-cache', 'bf16', kvCacheTypes),
@@ -459,6 +470,7 @@ export class Arguments {
 }
 
 export const mostTokens = 2 ** 24;
+const mostDevice = 63;
 
 /** Decimal numbers only: `Number` alone would take '' as 0 and '0x10' as 16. */
 function parseNumber(value: string): number {

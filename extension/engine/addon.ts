@@ -5,12 +5,15 @@
  */
 import type {
   AttentionStats,
+  Backend,
   KvCacheType,
   MemoryEstimate,
   MemoryStats,
   ModelReport,
+  PartTimes,
   SampleAttentionParams,
   Sampling,
+  SpeculationStats,
   StopReason,
 } from './protocol';
 
@@ -23,10 +26,59 @@ export interface Machine {
   physicalCores: number;
 }
 
+/** A GPU that can be used. */
+export interface CudaDevice {
+  /** As the setting and `--device` name it: the driver's number. */
+  index: number;
+  name: string;
+  /** e.g. `9.0` */
+  computeCapability: string;
+  totalBytes: number;
+  /** When it was asked. */
+  freeBytes: number;
+}
+
+/** A GPU that is too old, and why. */
+export interface RefusedCudaDevice {
+  index: number;
+  name: string;
+  reason: string;
+}
+
+export interface CudaDevices {
+  usable: CudaDevice[];
+  refused: RefusedCudaDevice[];
+  /** Newest CUDA that the driver runs, e.g. `13.0`. */
+  driverCuda: string;
+}
+
+/** Where a session computes. */
+export interface Place {
+  backend: Backend;
+  /** `CudaDevice.index`; 0 on the CPU. */
+  device: number;
+}
+
+/** A model with random weights, made where it computes; it has no tokenizer. */
+export interface SyntheticOptions {
+  /** Of all matrices but the norms: a type of ggml in lower case, e.g. `bf16`, `q4_k_m`. */
+  weights: string;
+  seed: number;
+}
+
 export interface Addon {
   machine(): Machine;
   /** Reads header, metadata and vocabulary; no weights. Refuses what cannot be run. */
   openModel(path: string): Promise<NativeModel>;
+  /**
+   * Opens longsight-cuda.so beside the addon and asks the driver. Both lists are empty when there is
+   * no GPU. Throws `deviceUnavailable` for what a person can change: the library is missing or does
+   * not load, the driver is missing, too old or does not start. A broken driver may crash or block:
+   * only a process that may be lost calls this first (engine/cudaProbe.ts).
+   */
+  cudaDevices(): CudaDevices;
+  /** Throws `invalidParams`, naming what it knows, for another name or type. */
+  openSynthetic(name: string, options: SyntheticOptions): NativeModel;
 }
 
 export interface ModelSpec extends ModelReport {
@@ -51,14 +103,17 @@ export interface NativeModel {
   tokenize(pieces: Piece[]): Promise<Int32Array[]>;
   /** Bytes of the tokens; special tokens as their text. */
   detokenize(tokens: Int32Array): Promise<Uint8Array>;
-  estimateMemory(options: {
-    contextTokens: number;
-    params: SampleAttentionParams;
-    kvCache: KvCacheType;
-  }): MemoryEstimate;
+  /** Of a context, 0 = the largest that fits. On a GPU its driver is asked for free memory. */
+  estimateMemory(
+    options: Place & {
+      contextTokens: number;
+      params: SampleAttentionParams;
+      kvCache: KvCacheType;
+    },
+  ): MemoryEstimate;
   /** Loads the weights once for all sessions and reserves the KV cache. */
   createSession(
-    options: {
+    options: Place & {
       contextTokens: number;
       threads: number;
       ropeBaseScale: number;
@@ -103,6 +158,25 @@ export interface GenerateResult {
   stopReason: StopReason;
   attention: AttentionStats;
   memory: MemoryStats;
+  /** null when nothing was drafted. */
+  speculation: SpeculationStats | null;
+  /** Of this prefill, from the GPU's clock; null on the CPU. */
+  times: PartTimes | null;
+  /** Most of the GPU's memory that this process has had, as the driver counts; null on the CPU. */
+  devicePeakBytes: number | null;
+}
+
+export interface GenerateOptions {
+  /** 0 = prefill only. */
+  maxTokens: number;
+  sampling: Sampling;
+  /** Goes on past the end-of-answer token. */
+  ignoreEnd: boolean;
+  /**
+   * For measurements with random weights, on a GPU: column lists of this density take the place of
+   * those that stage 2 has made.
+   */
+  forcedDensity?: number;
 }
 
 export interface ScoreOutcome {
@@ -147,10 +221,10 @@ export interface NativeSession {
   readonly contextTokens: number;
   /** What `generate` would reuse, compute and take, from measured speeds of this session. */
   plan(prompt: Prompt): Promise<PrefillPlan>;
-  /** Prefill, then decode up to `maxTokens` (0 = prefill only). `ignoreEnd` goes on past EOS. */
+  /** Prefill, then decode. */
   generate(
     prompt: Prompt,
-    options: { maxTokens: number; sampling: Sampling; ignoreEnd: boolean },
+    options: GenerateOptions,
     onEvent: (event: SessionEvent) => void,
   ): Promise<GenerateResult>;
   /**

@@ -171,7 +171,9 @@ function statsOf(
 ): EngineStats {
   return {
     model: loaded.model.spec.name,
-    device: 'cpu',
+    backend: 'cpu',
+    device: 'CPU',
+    fallback: '',
     params: request.params,
     kvCache: request.model.kvCache,
     ...(outcome.attention.calibrated && loaded.calibration !== undefined
@@ -185,5 +187,7 @@ function statsOf(
     thinking,
     attention: outcome.attention,
     memory: outcome.memory,
+    speculation: outcome.speculation,
+    times: outcome.times,
   };
 }

@@ -44,7 +44,10 @@ export async function runDoctor(
     const contextTokens = request.model.contextTokens || model.spec.contextTokens;
     const { params } = request;
     result.model = reportOf(model.spec);
-    result.memory = { ...model.estimateMemory({ contextTokens, params, kvCache }), kvCache };
+    result.memory = {
+      ...model.estimateMemory({ backend: 'cpu', device: 0, contextTokens, params, kvCache }),
+      kvCache,
+    };
   } catch (error) {
     if (isCancelled(error)) throw error;
     result.problems.push(toErrorInfo(error));

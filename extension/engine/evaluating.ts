@@ -78,7 +78,8 @@ function largestOf(
   contextTokens: number,
 ): SampleAttentionParams {
   const scratchBytes = (params: SampleAttentionParams) =>
-    model.estimateMemory({ contextTokens, params, kvCache }).scratchBytes;
+    model.estimateMemory({ backend: 'cpu', device: 0, contextTokens, params, kvCache })
+      .scratchBytes;
   return settings
     .map(({ params }) => params)
     .reduce((a, b) => (scratchBytes(b) > scratchBytes(a) ? b : a), defaultParams);

@@ -125,7 +125,7 @@ export class ModelKeeper {
     this.dropSession();
     const contextTokens = chooseContext(model, request, need);
     const session = await model.createSession(
-      { contextTokens, threads, ropeBaseScale, kvCache },
+      { backend: 'cpu', device: 0, contextTokens, threads, ropeBaseScale, kvCache },
       onProgress,
     );
     if (calibration !== null) useCalibration(session, calibration);
@@ -171,7 +171,13 @@ function chooseContext(model: NativeModel, request: ModelRequest, need: SessionN
   }
   const wanted = request.contextTokens || need.minTokens || trained;
   const estimateWith = (kvCache: KvCacheType) =>
-    model.estimateMemory({ contextTokens: wanted, params: need.params, kvCache });
+    model.estimateMemory({
+      backend: 'cpu',
+      device: 0,
+      contextTokens: wanted,
+      params: need.params,
+      kvCache,
+    });
   const estimate = estimateWith(request.kvCache);
   if (estimate.fits) return wanted;
   const largest = estimate.largestContextTokens;
@@ -216,11 +222,11 @@ function gib(bytes: number): string {
 }
 
 function requireDevice(request: ModelRequest): void {
-  if (request.device !== 'cuda') return;
+  if (request.backend !== 'cuda') return;
   throw new EngineError(
     'deviceUnavailable',
-    'Device cuda is not available: this version computes on the CPU only.',
-    'Use the device cpu or auto.',
+    'Backend cuda is not available: this version computes on the CPU only.',
+    'Use the backend cpu or auto.',
   );
 }
 

@@ -22,20 +22,28 @@ export interface SampleAttentionParams {
   auditRows: number;
 }
 
-export type Device = 'auto' | 'cpu' | 'cuda';
+/** Where a model computes. */
+export type Backend = 'cpu' | 'cuda';
+/** `auto`: a GPU where one works and the model fits on it, else the CPU. */
+export const backendChoices = ['auto', 'cuda', 'cpu'] as const;
+export type BackendChoice = (typeof backendChoices)[number];
+/** Number that stands for the GPU with the most free memory. */
+export const anyDevice = -1;
 
-/** How the KV cache keeps its values: 2 bytes each, or blocks of 32 in 34 bytes. */
 /** Whether the calibration beside the model is used for prompts that it fits. */
 export const calibrationModes = ['auto', 'off'] as const;
 export type CalibrationMode = (typeof calibrationModes)[number];
 
+/** How the KV cache keeps its values: 2 bytes each, or blocks of 32 in 34 bytes. */
 export const kvCacheTypes = ['bf16', 'q8'] as const;
 export type KvCacheType = (typeof kvCacheTypes)[number];
 
 export interface ModelRequest {
   /** Absolute path of a GGUF file. */
   path: string;
-  device: Device;
+  backend: BackendChoice;
+  /** Number of the GPU, or `anyDevice`. */
+  device: number;
   /** 0 = the number of physical cores. */
   threads: number;
   /** Size of the KV cache in tokens; 0 = as much of the model's context as memory allows. */
@@ -143,6 +151,27 @@ export interface MemoryStats {
   weightBytes: number;
   kvBytes: number;
   scratchBytes: number;
+  /** What the driver and the kernels take on a GPU whatever the model; 0 on the CPU. */
+  fixedBytes: number;
+}
+
+/** Where the time of a prefill on a GPU went. */
+export interface PartTimes {
+  linearMs: number;
+  /** Weights from their type in the file to bf16. */
+  expandMs: number;
+  stage1Ms: number;
+  stage2Ms: number;
+  stage3Ms: number;
+  auditMs: number;
+  /** Norms, RoPE, KV cache, and what else is between. */
+  restMs: number;
+}
+
+/** Tokens that were guessed from the prompt and then verified, so that the answer is the same. */
+export interface SpeculationStats {
+  draftedTokens: number;
+  acceptedTokens: number;
 }
 
 /** Phases that lie before the first token, in order. They sum to ttftMs. */
@@ -166,7 +195,11 @@ export interface ThinkingStats {
 /** What the engine counts. The asking side adds its own clock to make `Stats`. */
 export interface EngineStats {
   model: string;
+  backend: Backend;
+  /** `CPU`, or the GPU's name. */
   device: string;
+  /** Why `auto` took the CPU, when a person can change that; '' otherwise. */
+  fallback: string;
   params: SampleAttentionParams;
   kvCache: KvCacheType;
   /** Path of the calibration that was used; absent when none was. */
@@ -181,6 +214,10 @@ export interface EngineStats {
   thinking: ThinkingStats | null;
   attention: AttentionStats;
   memory: MemoryStats;
+  /** null when nothing was drafted. */
+  speculation: SpeculationStats | null;
+  /** Of the prefill; null on the CPU. */
+  times: PartTimes | null;
 }
 
 /** ttftMs and phases: the asking side's monotonic clock from submit to the first token. */

@@ -177,7 +177,11 @@ function stats({ params, model }) {
   }));
   return {
     model: path.basename(model.path, '.gguf'),
-    device: 'cpu',
+    backend: 'cpu',
+    device: 'CPU',
+    fallback: '',
+    speculation: null,
+    times: null,
     params,
     kvCache: model.kvCache,
     ...tokens,
@@ -190,6 +194,11 @@ function stats({ params, model }) {
       coverageP5: 0.934,
       layers,
     },
-    memory: { weightBytes: 96_500_000, kvBytes: 188_700_000, scratchBytes: 35_600_000 },
+    memory: {
+      weightBytes: 96_500_000,
+      kvBytes: 188_700_000,
+      scratchBytes: 35_600_000,
+      fixedBytes: 0,
+    },
   };
 }

@@ -26,7 +26,14 @@ type AskBody = Omit<AskRequest, 'type' | 'sessionId' | 'requestId'>;
 
 function question(over: Partial<AskBody> = {}): AskBody {
   return {
-    model: { path: testModel(), device: 'auto', threads: 0, contextTokens: 2048, kvCache: 'bf16' },
+    model: {
+      path: testModel(),
+      backend: 'auto',
+      device: -1,
+      threads: 0,
+      contextTokens: 2048,
+      kvCache: 'bf16',
+    },
     params,
     workspace: {
       folders: [{ name: 'sample', path: sampleWorkspace }],

@@ -194,6 +194,6 @@ describe('integration: errors that users can act on', function () {
   });
 
   it('devices of later versions', async () => {
-    assert.equal((await failing(asking({ device: 'cuda' }))).code, 'deviceUnavailable');
+    assert.equal((await failing(asking({ backend: 'cuda' }))).code, 'deviceUnavailable');
   });
 });

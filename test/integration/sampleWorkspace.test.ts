@@ -11,7 +11,8 @@ describe('integration: sample workspace', function () {
     const { files, totalTokens } = await engine.pack({
       model: {
         path: testModel(),
-        device: 'auto',
+        backend: 'auto',
+        device: -1,
         threads: 0,
         contextTokens: 8_192,
         kvCache: 'bf16',

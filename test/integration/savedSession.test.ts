@@ -36,7 +36,8 @@ describe('integration: saved sessions with a real model', function () {
 
   const modelOf = (contextTokens: number): ModelRequest => ({
     path: testModel(),
-    device: 'auto',
+    backend: 'auto',
+    device: -1,
     threads: 0,
     contextTokens,
     kvCache: 'bf16',

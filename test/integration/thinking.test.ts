@@ -65,7 +65,14 @@ describe('integration: a model that thinks', function () {
     const submitted = performance.now();
     const answer = await engine.ask(
       {
-        model: { path: file, device: 'cpu', threads: 1, contextTokens: 4096, kvCache: 'bf16' },
+        model: {
+          path: file,
+          backend: 'cpu',
+          device: -1,
+          threads: 1,
+          contextTokens: 4096,
+          kvCache: 'bf16',
+        },
         params: { ...defaultParams },
         workspace: {
           folders: [{ name: 'work', path: path.join(folder(), 'work') }],
@@ -124,7 +131,8 @@ describe('integration: a model that thinks', function () {
   it('goes on with a thought that its template opens, and does not when told not to', async () => {
     const openingModel = {
       path: opening,
-      device: 'cpu',
+      backend: 'cpu',
+      device: -1,
       threads: 1,
       contextTokens: 4096,
       kvCache: 'bf16',

@@ -69,6 +69,8 @@ describe('chat/asking', () => {
       settings: (): Settings => ({
         modelPath: model,
         modelsFolder: '',
+        backend: 'auto',
+        cudaDevice: -1,
         threads: 2,
         contextTokens: 8192,
         kvCache: 'bf16',
@@ -107,7 +109,8 @@ describe('chat/asking', () => {
     assert.equal(body.question, 'Why?');
     assert.deepEqual(body.model, {
       path: '/models/a.gguf',
-      device: 'auto',
+      backend: 'auto',
+      device: -1,
       threads: 2,
       contextTokens: 8192,
       kvCache: 'bf16',
@@ -197,6 +200,8 @@ describe('chat/asking', () => {
     host.settings = () => ({
       modelPath: model,
       modelsFolder: '',
+      backend: 'auto',
+      cudaDevice: -1,
       threads: 0,
       contextTokens: 0,
       kvCache: 'bf16',

@@ -5,7 +5,11 @@ import type { Citation, Event, Stats } from '../../../extension/engine/protocol'
 export function exampleStats(): Stats {
   return {
     model: 'SmolLM2 135M Instruct',
-    device: 'cpu',
+    backend: 'cpu',
+    device: 'CPU',
+    fallback: '',
+    speculation: null,
+    times: null,
     params: { ...defaultParams },
     promptTokens: 6312,
     reusedTokens: 4096,
@@ -30,7 +34,7 @@ export function exampleStats(): Stats {
       coverageP5: 0.934,
       layers: [{ density: 0.16, heads: [0.1, 0.22, null] }],
     },
-    memory: { weightBytes: 96e6, kvBytes: 190e6, scratchBytes: 44e6 },
+    memory: { weightBytes: 96e6, kvBytes: 190e6, scratchBytes: 44e6, fixedBytes: 0 },
   };
 }
 

@@ -36,7 +36,11 @@ class FakeEngine {
 
 const stats = {
   model: 'fake',
-  device: 'cpu',
+  backend: 'cpu',
+  device: 'CPU',
+  fallback: '',
+  speculation: null,
+  times: null,
   params: { ...defaultParams },
   promptTokens: 100,
   reusedTokens: 40,
@@ -54,7 +58,7 @@ const stats = {
     coverageP5: 0.91,
     layers: [{ density: 0.2, heads: [0.1, 0.3] }],
   },
-  memory: { weightBytes: 1, kvBytes: 2, scratchBytes: 3 },
+  memory: { weightBytes: 1, kvBytes: 2, scratchBytes: 3, fixedBytes: 0 },
 };
 const answer = {
   answer: 'It retries twice.',
@@ -164,7 +168,8 @@ describe('cli/run', () => {
       confirmAbovePrefillMs: 0,
       model: {
         path: '/models/found.gguf',
-        device: 'auto',
+        backend: 'auto',
+        device: -1,
         threads: 0,
         contextTokens: 0,
         kvCache: 'bf16',
@@ -186,7 +191,8 @@ describe('cli/run', () => {
     const asked = body() as { workspace: object; sampling: object; params: object; model: object };
     assert.deepEqual(asked.model, {
       path: '/w/m.gguf',
-      device: 'cpu',
+      backend: 'cpu',
+      device: -1,
       threads: 3,
       contextTokens: 4096,
       kvCache: 'q8',
@@ -392,7 +398,8 @@ describe('cli/run', () => {
       [['pack', '--workspace', '.', '--policy', 'sparse'], /policy = sparse .*dense, peak, mass/],
       [['pack', '--workspace', '.', '--threads', '-1'], /threads/],
       [['pack', '--workspace', '.', '--threads', '0x10'], /threads 0x10 .*0 to 1024/],
-      [['pack', '--workspace', '.', '--device', 'tpu'], /tpu .*auto, cpu, cuda/],
+      [['pack', '--workspace', '.', '--backend', 'tpu'], /tpu .*auto, cuda, cpu/],
+      [['pack', '--workspace', '.', '--device', 'cuda'], /--device cuda is not an integer from -1/],
       [['pack', '--workspace', '.', '--kv-cache', 'q4'], /q4 .*bf16, q8/],
       [['bench'], /--tokens is missing/],
       [['bench', '--tokens', '100,,200'], /--tokens ""/],

@@ -25,6 +25,8 @@ describe('config', () => {
     assert.deepEqual(readSettings(read({})), {
       modelPath: '',
       modelsFolder: '',
+      backend: 'auto',
+      cudaDevice: -1,
       threads: 0,
       contextTokens: 0,
       kvCache: 'bf16',
@@ -43,6 +45,8 @@ describe('config', () => {
       read({
         model: ' /models/a.gguf ',
         modelsFolder: '~/models',
+        backend: 'cuda',
+        'cuda.device': 1,
         threads: 8,
         contextTokens: 32768,
         answerTokens: 1,
@@ -56,6 +60,8 @@ describe('config', () => {
     );
     assert.equal(settings.modelPath, '/models/a.gguf');
     assert.equal(settings.modelsFolder, path.join(os.homedir(), 'models'));
+    assert.equal(settings.backend, 'cuda');
+    assert.equal(settings.cudaDevice, 1);
     assert.equal(settings.threads, 8);
     assert.equal(settings.thinking, true);
     assert.equal(settings.params.policy, 'dense');
@@ -81,6 +87,14 @@ describe('config', () => {
   });
 
   it('names a wrong setting, its value and the range', () => {
+    assert.match(
+      refusal({ backend: 'gpu' }).message,
+      /longsight\.backend = "gpu" .*auto, cuda, cpu/,
+    );
+    assert.match(
+      refusal({ 'cuda.device': -2 }).message,
+      /longsight\.cuda\.device = -2 .* -1 to 63/,
+    );
     assert.match(refusal({ threads: -1 }).message, /longsight\.threads = -1 .* 0 to 1024/);
     assert.match(refusal({ answerTokens: 0 }).message, /longsight\.answerTokens = 0/);
     assert.match(refusal({ thinking: 'on' }).message, /longsight\.thinking = "on"/);

@@ -53,7 +53,14 @@ describe('engine/asking', () => {
   const request = (over: Partial<AskRequest> = {}): AskRequest => ({
     type: 'ask',
     ...address,
-    model: { path: modelPath, device: 'auto', threads: 0, contextTokens: 0, kvCache: 'bf16' },
+    model: {
+      path: modelPath,
+      backend: 'auto',
+      device: -1,
+      threads: 0,
+      contextTokens: 0,
+      kvCache: 'bf16',
+    },
     params: { ...defaultParams },
     workspace: {
       folders: [{ name: 'project', path: workspace }],
@@ -348,7 +355,7 @@ describe('engine/asking', () => {
   it('uses the largest context that fits into memory', async () => {
     fake.settings.largestContextTokens = 3000;
     await run(request());
-    const rest = { threads: 3, ropeBaseScale: 1 };
+    const rest = { backend: 'cpu', device: 0, threads: 3, ropeBaseScale: 1 };
     assert.deepEqual(fake.options[0], { contextTokens: 3000, kvCache: 'bf16', ...rest });
     const result = await run(request({ model: { ...request().model, kvCache: 'q8' } }));
     assert.deepEqual(fake.options.at(-2), { contextTokens: 4500, kvCache: 'q8', ...rest });

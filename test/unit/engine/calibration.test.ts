@@ -121,7 +121,8 @@ describe('engine/calibration', () => {
       requestId: 'r',
       model: {
         path: model,
-        device: 'auto',
+        backend: 'auto',
+        device: -1,
         threads: 0,
         contextTokens: 0,
         kvCache: 'bf16',

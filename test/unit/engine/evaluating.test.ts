@@ -42,7 +42,8 @@ describe('engine/evaluating', () => {
     requestId: 'r',
     model: {
       path: path.join(folder, 'model.gguf'),
-      device: 'auto',
+      backend: 'auto',
+      device: -1,
       threads: 0,
       contextTokens: 0,
       kvCache: 'bf16',

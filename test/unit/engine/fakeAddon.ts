@@ -21,7 +21,7 @@ export const attention: AttentionStats = {
   coverageP5: 0.9,
   layers: [{ density: 0.2, heads: [0.1, 0.3] }],
 };
-export const memory = { weightBytes: 1000, kvBytes: 200, scratchBytes: 30 };
+export const memory = { weightBytes: 1000, kvBytes: 200, scratchBytes: 30, fixedBytes: 0 };
 
 export interface FakeSettings {
   spec: Partial<ModelSpec>;
@@ -71,6 +71,10 @@ export class FakeAddon {
       if (this.settings.openError) throw this.settings.openError;
       return this.model(path);
     },
+    cudaDevices: () => {
+      throw new Error('Only the probe asks for GPUs.');
+    },
+    openSynthetic: (name) => this.model(name),
   };
 
   private model(path: string): NativeModel {
@@ -113,7 +117,7 @@ export class FakeAddon {
       },
       createSession: async (options, onProgress) => {
         this.calls.push('createSession');
-        this.options.push(options);
+        this.options.push({ ...options });
         onProgress(500, 1000);
         if (this.settings.loadMs > 0) {
           await new Promise((resolve) => setTimeout(resolve, this.settings.loadMs));
@@ -143,7 +147,7 @@ export class FakeAddon {
       generate: async (prompt, options, onEvent): Promise<GenerateResult> => {
         this.calls.push('generate');
         this.prompts.push(prompt);
-        this.options.push(options);
+        this.options.push({ ...options });
         const total = prompt.tokens.length;
         const event = (done: number): SessionEvent => ({
           type: 'prefill',
@@ -169,12 +173,15 @@ export class FakeAddon {
           stopReason: 'end',
           attention,
           memory,
+          speculation: null,
+          times: null,
+          devicePeakBytes: null,
         };
       },
       score: async (prompt, options, onEvent) => {
         this.calls.push('score');
         this.prompts.push(prompt);
-        this.options.push(options);
+        this.options.push({ ...options });
         if (this.settings.hang) await hanging();
         const total = prompt.tokens.length;
         onEvent({ type: 'prefill', done: total, total, tokensPerSecond: 10, etaMs: 0 });

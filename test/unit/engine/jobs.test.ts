@@ -43,7 +43,8 @@ describe('engine/jobs', () => {
   const address = (requestId = 'r') => ({ sessionId: 's', requestId });
   const model = () => ({
     path: modelPath,
-    device: 'auto' as const,
+    backend: 'auto' as const,
+    device: -1,
     threads: 0,
     contextTokens: 0,
     kvCache: 'bf16' as const,
@@ -237,7 +238,7 @@ describe('engine/jobs', () => {
     assert.equal((await of({ path: '' })).code, 'noModel');
     assert.equal((await of({ path: '/none/such.gguf' })).code, 'modelNotFound');
     assert.equal((await of({ path: folder })).code, 'notGguf');
-    assert.equal((await of({ device: 'cuda' })).code, 'deviceUnavailable');
+    assert.equal((await of({ backend: 'cuda' })).code, 'deviceUnavailable');
     assert.equal((await of({ contextTokens: 10_000 })).code, 'invalidParams');
     assert.equal((await of({ contextTokens: 1000 })).code, 'promptTooLong');
     assert.equal((await of({ threads: -1 })).code, 'invalidParams');

@@ -57,9 +57,9 @@ process.on('message', async (request) => {
   send({ type: 'phase', phase: 'done' });
   send({ type: 'result', result: {
     answer: 'pid ' + process.pid, citations: [], files: { full: 1, path: 0, out: 0 }, stopReason: 'end',
-    stats: { model: 'm', device: 'cpu', params: request.params, promptTokens: 1, reusedTokens: 0,
+    stats: { model: 'm', backend: 'cpu', device: 'CPU', fallback: '', speculation: null, times: null, params: request.params, promptTokens: 1, reusedTokens: 0,
       computedTokens: 1, prefillTokensPerSecond: 1, decodeTokensPerSecond: 1, attention,
-      memory: { weightBytes: 1, kvBytes: 1, scratchBytes: 1 } },
+      memory: { weightBytes: 1, kvBytes: 1, scratchBytes: 1, fixedBytes: 0 } },
   } });
 });
 `;
@@ -80,7 +80,14 @@ export class ScriptedChild {
 /** An ask request whose question is a script. */
 export function script(question: string): Omit<AskRequest, 'type' | 'sessionId' | 'requestId'> {
   return {
-    model: { path: '/m.gguf', device: 'auto', threads: 0, contextTokens: 0, kvCache: 'bf16' },
+    model: {
+      path: '/m.gguf',
+      backend: 'auto',
+      device: -1,
+      threads: 0,
+      contextTokens: 0,
+      kvCache: 'bf16',
+    },
     params: { ...defaultParams },
     workspace: { folders: [], unsaved: {}, budgetTokens: 0, strict: false },
     chat: [],
