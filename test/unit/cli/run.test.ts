@@ -181,7 +181,7 @@ describe('cli/run', () => {
 
   it('hands every flag on', async () => {
     const flags =
-      '--model m.gguf --device cpu --threads 3 --context-tokens 4096 --kv-cache q8 ' +
+      '--model m.gguf --backend cpu --device 1 --threads 3 --context-tokens 4096 --kv-cache q8 ' +
       '--calibration off --max-tokens 7 --temperature .5 ' +
       '--top-p 0.9 --top-k 40 --min-p 0.05 --repetition-penalty 1.1 --seed 42 --logit-bias 7=1.5 ' +
       '--logit-bias 8=-inf --strict --budget 1000 --policy peak --alpha 0.5 --epsilon 1e-2 ' +
@@ -192,7 +192,7 @@ describe('cli/run', () => {
     assert.deepEqual(asked.model, {
       path: '/w/m.gguf',
       backend: 'cpu',
-      device: -1,
+      device: 1,
       threads: 3,
       contextTokens: 4096,
       kvCache: 'q8',

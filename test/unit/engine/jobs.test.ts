@@ -153,6 +153,8 @@ describe('engine/jobs', () => {
     assert.match(error.message, /9000 tokens.*8192/);
     await run(score({ text, ropeBaseScale: 4 }));
     assert.deepEqual(fake.options.at(-2), {
+      backend: 'cpu',
+      device: 0,
       contextTokens: 9000,
       threads: 3,
       ropeBaseScale: 4,
