@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/geometry.h"
+#include "device_traits.h"
 #include "sample_attention.h"
 
 namespace longsight::cuda {
@@ -78,18 +79,7 @@ WorkspacePlan planWorkspace(const Chunk& chunk);
 // Remote blocks of the segment that has most.
 int32_t mostRemoteBlocks(const ChunkLayout& layout);
 
-// The device's own numbers, asked once a device.
-struct DeviceTraits {
-  int32_t computeCapability;  // 10 * major + minor
-  int32_t processors;
-  int32_t sharedBytesPerBlock;  // with opt-in
-};
-cudaError_t deviceTraits(DeviceTraits& traits);
-
 inline constexpr int32_t kAuditSplitColumns = 8192;
-
-// Shared memory that a block may take on every architecture from sm_80 on (sm_86, sm_89, sm_120).
-inline constexpr int kSharedBytesEverywhere = 99 * 1024;
 
 // The kernels' launchers, one for each implementation.
 struct LaunchContext {
@@ -114,12 +104,5 @@ cudaError_t launchFilter(const LaunchContext& context);
 cudaError_t launchAttendMmaSync(const LaunchContext& context);
 cudaError_t launchAttendWgmma(const LaunchContext& context);
 cudaError_t launchAuditRows(const LaunchContext& context);
-
-// Sets the dynamic shared memory a kernel may take.
-template <class Kernel>
-cudaError_t allowShared(Kernel kernel, int bytes) {
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-}
 
 }  // namespace longsight::cuda

@@ -18,6 +18,7 @@
 #include "attention/plan.h"
 #include "attention/score_dims.h"
 #include "cpu/kv_rows.h"
+#include "path.h"
 
 namespace longsight::cuda {
 
@@ -29,9 +30,6 @@ enum class KvStorage { element, q8 };
 LONGSIGHT_HOST_DEVICE constexpr int32_t q8Blocks(int32_t headDim) {
   return (headDim + kQ8Block - 1) / kQ8Block;
 }
-
-// Which implementation runs: `best` takes wgmma and TMA where the device has them (sm_90a).
-enum class Path { best, mmaSync };
 
 // What policy `peak` scores with: the cache's elements, or int8 with scales (for logits of ordinary
 // size: see docs/kernels.md).

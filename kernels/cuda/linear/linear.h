@@ -1,0 +1,67 @@
+// Linear layers of a prefill: output = input * weight^T, bf16 operands, sums in fp32.
+// docs/kernels.md says how.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <string>
+
+#include "path.h"
+
+namespace longsight::cuda {
+
+// What becomes of the sums (bias added first where there is one).
+enum class LinearEpilogue {
+  // bf16 [rows][outputs], rounded once.
+  storeBf16,
+  // fp32 [rows][outputs].
+  storeF32,
+  // fp32 [rows][outputs], read and written in place: output += sums. The residual stream.
+  addToF32,
+  // bf16 [rows][outputs / 2] = silu(gate) * up, rounded once. Weight rows stand as
+  // swigluWeightRow() says: 8 of the gate, 8 of the up projection, in turns.
+  swigluBf16,
+};
+
+// Where the gate or up row of a feature stands in the weight (and its bias) of swigluBf16.
+constexpr int64_t swigluWeightRow(int64_t feature, bool up) {
+  return feature / 8 * 16 + (up ? 8 : 0) + feature % 8;
+}
+
+// One product. Device pointers, 16-byte aligned; no row has padding. The input must not overlap
+// the output.
+struct LinearTask {
+  // bf16 [rows][inner].
+  const void* input = nullptr;
+  // bf16 [outputs][inner].
+  const void* weight = nullptr;
+  // fp32 [outputs], or none.
+  const float* bias = nullptr;
+  // As the epilogue says.
+  void* output = nullptr;
+  // 1 to 2^30.
+  int64_t rows = 0;
+  // A multiple of 8, of 16 with swigluBf16; rows of the weight.
+  int32_t outputs = 0;
+  // A multiple of 8.
+  int32_t inner = 0;
+  LinearEpilogue epilogue = LinearEpilogue::storeBf16;
+};
+
+// Empty when launchLinear() can run the task; else one sentence with the value and the rule.
+// Looks at the shape alone, not at the pointers.
+std::string validate(const LinearTask& task);
+
+// Bytes of workspace that the task needs on any device and path, 0 for many: a pure function of
+// the shape. Tasks that follow one another on a stream may share one workspace.
+int64_t linearWorkspaceBytes(const LinearTask& task);
+
+// Enqueues the product on the stream and current device; never synchronises, allocates or copies,
+// so it can be captured into a graph. What the workspace (16-byte aligned; may be null when it
+// needs no bytes) held before does not matter. The same inputs give the same bits on the same kind
+// of device and path. cudaErrorInvalidValue when validate() finds fault or a pointer is missing or
+// not aligned, otherwise the launch's error.
+cudaError_t launchLinear(const LinearTask& task, void* workspace, Path path, cudaStream_t stream);
+
+}  // namespace longsight::cuda
