@@ -19,15 +19,10 @@ enum class LinearEpilogue {
   storeF32,
   // fp32 [rows][outputs], read and written in place: output += sums. The residual stream.
   addToF32,
-  // bf16 [rows][outputs / 2] = silu(gate) * up, rounded once. Weight rows stand as
-  // swigluWeightRow() says: 8 of the gate, 8 of the up projection, in turns.
+  // bf16 [rows][outputs / 2] = silu(gate) * up, rounded once. Weight rows (and the bias) are gate
+  // and up of a feature in turns: 2 i and 2 i + 1.
   swigluBf16,
 };
-
-// Where the gate or up row of a feature stands in the weight (and its bias) of swigluBf16.
-constexpr int64_t swigluWeightRow(int64_t feature, bool up) {
-  return feature / 8 * 16 + (up ? 8 : 0) + feature % 8;
-}
 
 // One product. Device pointers, 16-byte aligned; no row has padding. The input must not overlap
 // the output.
