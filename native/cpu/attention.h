@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/head_attention.h"
 #include "attention/params.h"
 #include "attention/plan.h"
 #include "attention/score_dims.h"
@@ -97,18 +98,6 @@ struct AttentionTask {
   std::span<const float> epsilons;
   // Null: memory is allocated for this call alone.
   AttentionScratch* scratch = nullptr;
-};
-
-// What was computed for one (segment, layer, head).
-struct HeadAttention {
-  // Pairs (row, column) over all rows of the segment, whether their output was wanted or not.
-  int64_t keptPairs = 0;
-  int64_t causalPairs = 0;
-  int64_t listLength = 0;
-  // The list was longer than maxListShare allows: dense for this segment.
-  bool denseFallback = false;
-  // Exact share of attention probability kept, one value an audit row; empty for dense segments.
-  std::vector<float> coverage;
 };
 
 // Runs the task on all threads of the pool. False when cancelled: output is then undefined.

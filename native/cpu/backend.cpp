@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include "cpu/epsilon_probe.h"
+#include "session/build_identity.h"
+#include "session/machine.h"
 
 namespace longsight {
 namespace {
@@ -59,9 +61,24 @@ uint64_t CpuBackend::scratchBytes() const {
   return activations_.bytes() + attentionScratch_.bytes() + layers_.scratchBytes();
 }
 
-uint64_t CpuBackend::mostScratchBytes(const SampleAttentionParams& params,
-                                      int64_t segmentRows) const {
-  return estimateScratchBytes(spec(), params, segmentRows, capacityRows(), pool_.threads());
+MemoryUse CpuBackend::memory() const { return {weights_->bytes(), cache_.bytes(), scratchBytes()}; }
+
+Backend::ScratchNeed CpuBackend::scratchFor(const SampleAttentionParams& params,
+                                            int64_t segmentRows) {
+  return {estimateScratchBytes(spec(), params, segmentRows, capacityRows(), pool_.threads()),
+          availableMemoryBytes() + scratchBytes()};
+}
+
+uint64_t CpuBackend::identity() const { return buildIdentity(); }
+
+void CpuBackend::readRows(size_t plane, int64_t first, int64_t rows, std::byte* target) const {
+  const std::span<const std::byte> source = cache_.rows(plane, first, rows);
+  std::memcpy(target, source.data(), source.size());
+}
+
+void CpuBackend::writeRows(size_t plane, int64_t first, int64_t rows, const std::byte* source) {
+  const std::span<std::byte> target = cache_.rows(plane, first, rows);
+  std::memcpy(target.data(), source, target.size());
 }
 
 uint64_t CpuBackend::estimateScratchBytes(const ModelSpec& spec,
@@ -112,13 +129,49 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
   return true;
 }
 
-bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
-                         SegmentAttention& attention) {
-  const Segment& segment = request.segment;
+bool CpuBackend::forward(const Chunk& chunk, const CancelFlag& cancel,
+                         std::vector<SegmentAttention>& attention) {
+  attention.resize(chunk.segments.size());
+  const auto rows = static_cast<double>(chunk.end() - chunk.begin());
+  for (size_t i = 0; i < chunk.segments.size(); ++i) {
+    const Segment& segment = chunk.segments[i];
+    const int64_t outputBegin = std::clamp(chunk.outputBegin, segment.begin, segment.end);
+    float* states = chunk.states
+                        ? chunk.states + (outputBegin - chunk.outputBegin) * spec().embedding
+                        : nullptr;
+    std::function<void(double)> onProgress;
+    if (chunk.onProgress)
+      onProgress = [&](double share) {
+        const auto done = static_cast<double>(segment.begin - chunk.begin());
+        chunk.onProgress((done + share * static_cast<double>(segment.end - segment.begin)) / rows);
+      };
+    if (!forwardSegment(chunk, segment, outputBegin, states, onProgress, cancel, attention[i]))
+      return false;
+  }
+  return true;
+}
+
+bool CpuBackend::step(std::span<const int32_t> tokens, int64_t position, float* logits,
+                      const CancelFlag& cancel) {
+  const auto rows = static_cast<int64_t>(tokens.size());
+  const SampleAttentionParams params;
+  const Segment segment{position, position + rows, true, 0, 0};
+  stepStates_.resize(kMostStepRows * static_cast<size_t>(spec().embedding));
+  SegmentAttention attention;
+  const Chunk chunk{{&segment, 1}, tokens, &params, position, stepStates_.data(), nullptr, nullptr};
+  return forwardSegment(chunk, segment, position, stepStates_.data(), nullptr, cancel, attention) &&
+         layers_.logits(stepStates_.data(), rows, logits, cancel);
+}
+
+bool CpuBackend::forwardSegment(const Chunk& chunk, const Segment& segment, int64_t outputBegin,
+                                float* states, const std::function<void(double)>& onProgress,
+                                const CancelFlag& cancel, SegmentAttention& attention) {
   const int32_t layers = spec().layers;
   const int64_t rows = segment.end - segment.begin;
-  const int64_t wanted = std::max<int64_t>(request.outputBegin, segment.begin) - segment.begin;
+  const int64_t wanted = outputBegin - segment.begin;
   const bool wantsOutput = wanted < rows;
+  const std::span tokens = chunk.tokens.subspan(static_cast<size_t>(segment.begin - chunk.begin()),
+                                                static_cast<size_t>(rows));
   activations_.reserve(rows);
   attention.assign(static_cast<size_t>(layers), {});
 
@@ -130,36 +183,36 @@ bool CpuBackend::forward(const Request& request, const CancelFlag& cancel,
 
   const bool embedded = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
     return layers_.embed(block,
-                         request.tokens.subspan(static_cast<size_t>(block.begin),
-                                                static_cast<size_t>(block.end - block.begin)),
+                         tokens.subspan(static_cast<size_t>(block.begin),
+                                        static_cast<size_t>(block.end - block.begin)),
                          cache_, wantQueries(0, block), cancel);
   });
   if (!embedded) return false;
 
   for (int32_t layer = 0; layer + 1 < layers; ++layer) {
-    if (!attend(segment, layer, segment.begin, segment.begin, *request.params, request.curves,
-                cancel, attention[static_cast<size_t>(layer)]))
+    if (!attend(segment, layer, segment.begin, segment.begin, *chunk.params, chunk.curves, cancel,
+                attention[static_cast<size_t>(layer)]))
       return false;
     const bool advanced = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
       return layers_.advance(block, layer, cache_, wantQueries(layer + 1, block), cancel);
     });
     if (!advanced) return false;
-    if (request.onProgress) request.onProgress(static_cast<double>(layer + 1) / layers);
+    if (onProgress) onProgress(static_cast<double>(layer + 1) / layers);
   }
 
   if (wantsOutput) {
     Segment last = segment;
     if (segment.dense) last.begin = segment.begin + wanted;
-    if (!attend(last, layers - 1, segment.begin, segment.begin + wanted, *request.params,
-                request.curves, cancel, attention[static_cast<size_t>(layers - 1)]))
+    if (!attend(last, layers - 1, segment.begin, segment.begin + wanted, *chunk.params,
+                chunk.curves, cancel, attention[static_cast<size_t>(layers - 1)]))
       return false;
     if (!forBlocks(wanted, rows, segment.begin,
                    [&](const RowBlock& block) { return layers_.finish(block, cancel); }))
       return false;
-    std::memcpy(request.states, activations_.residual(wanted),
+    std::memcpy(states, activations_.residual(wanted),
                 static_cast<size_t>((rows - wanted) * spec().embedding) * sizeof(float));
   }
-  if (request.onProgress) request.onProgress(1.0);
+  if (onProgress) onProgress(1.0);
   return true;
 }
 
@@ -167,7 +220,7 @@ bool CpuBackend::logits(const float* states, int64_t rows, float* out, const Can
   return layers_.logits(states, rows, out, cancel);
 }
 
-CpuBackend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) {
+Backend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) {
   const ForwardTimes before = times_;
   const int64_t columns = std::min<int64_t>(capacityRows(), 1024);
   // A whole block, as prefill has them, unless one layer of it already takes a second or so.

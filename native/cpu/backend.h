@@ -18,71 +18,50 @@
 #include "cpu/thread_pool.h"
 #include "cpu/transformer_layers.h"
 #include "cpu/weights.h"
+#include "session/backend.h"
 
 namespace longsight {
 
-// [layer][head]; a layer that computed no attention has no heads.
-using SegmentAttention = std::vector<std::vector<HeadAttention>>;
-
-// Where the time of a forward pass went.
-struct ForwardTimes {
-  double linearMs = 0;
-  double attentionMs = 0;
-};
-
-class CpuBackend {
+class CpuBackend final : public Backend {
  public:
   CpuBackend(std::shared_ptr<const Weights> weights, KvType kvCache, int64_t capacityRows,
              int32_t threads, double ropeBaseScale);
 
-  struct Request {
-    Segment segment;
-    // One a row of the segment.
-    std::span<const int32_t> tokens;
-    const SampleAttentionParams* params = nullptr;
-    // First row whose final state is wanted; segment.end = none. The last layer computes keys and
-    // values for all rows, the rest for these only.
-    int64_t outputBegin = 0;
-    // Final states after the output norm, f32 [row - outputBegin][embedding].
-    float* states = nullptr;
-    // Where sparse segments under policy peak are measured; null: nowhere.
-    EpsilonCurves* curves = nullptr;
-    // Called after each layer with the share of the segment's work that is done, 0 to 1.
-    std::function<void(double)> onProgress;
-  };
+  // Dense rows go through all layers in blocks of this size.
+  static constexpr int64_t kDenseRows = 512;
+  Chunking chunking() const override { return {1, 1, kDenseRows}; }
+  bool forward(const Chunk& chunk, const CancelFlag& cancel,
+               std::vector<SegmentAttention>& attention) override;
+  bool step(std::span<const int32_t> tokens, int64_t position, float* logits,
+            const CancelFlag& cancel) override;
+  bool logits(const float* states, int64_t rows, float* out, const CancelFlag& cancel) override;
+  Speed probe(int64_t usedRows, const CancelFlag& cancel) override;
 
-  // Rows [0, segment.begin) must be in the cache. False when cancelled: rows of the segment are
-  // then undefined, everything before is untouched.
-  bool forward(const Request& request, const CancelFlag& cancel, SegmentAttention& attention);
+  int64_t capacityRows() const override { return cache_.capacityRows(); }
+  MemoryUse memory() const override;
+  ScratchNeed scratchFor(const SampleAttentionParams& params, int64_t segmentRows) override;
+  ForwardTimes times() const override { return times_; }
 
-  // Logits f32 [rows][vocabulary] of final states [rows][embedding]. False when cancelled.
-  bool logits(const float* states, int64_t rows, float* out, const CancelFlag& cancel);
+  BackendKind kind() const override { return BackendKind::cpu; }
+  std::string deviceName() const override { return ""; }
+  bool canMeasure() const override { return true; }
+  uint64_t identity() const override;
 
-  // Time of one layer's linear work a row and of dense attention a (row, column, head) pair, in
-  // milliseconds, from a small slice of real work. The cache is read, never written below
-  // `usedRows`.
-  struct Speed {
-    double linearMsPerRow = 0;
-    double attentionMsPerPair = 0;
-  };
-  Speed probe(int64_t usedRows, const CancelFlag& cancel);
+  std::vector<uint64_t> planeRowBytes() const override { return cache_.planeRowBytes(); }
+  void readRows(size_t plane, int64_t first, int64_t rows, std::byte* target) const override;
+  void writeRows(size_t plane, int64_t first, int64_t rows, const std::byte* source) override;
 
-  const ModelSpec& spec() const { return weights_->spec(); }
-  int64_t capacityRows() const { return cache_.capacityRows(); }
-  uint64_t kvBytes() const { return cache_.bytes(); }
-  // For saving and restoring whole rows.
-  std::vector<KvPlane> cachePlanes() const { return cache_.planes(); }
-  uint64_t weightBytes() const { return weights_->bytes(); }
-  uint64_t scratchBytes() const;
-  // At most, for segments of up to `segmentRows` rows of this session.
-  uint64_t mostScratchBytes(const SampleAttentionParams& params, int64_t segmentRows) const;
   // At most, for segments of up to `segmentRows` rows in a cache of `capacityRows`.
   static uint64_t estimateScratchBytes(const ModelSpec& spec, const SampleAttentionParams& params,
                                        int64_t segmentRows, int64_t capacityRows, int32_t threads);
-  // Since construction.
-  const ForwardTimes& times() const { return times_; }
 
  private:
+  const ModelSpec& spec() const { return weights_->spec(); }
+  uint64_t scratchBytes() const;
+  // A segment of a chunk. outputBegin and states are of this segment.
+  bool forwardSegment(const Chunk& chunk, const Segment& segment, int64_t outputBegin,
+                      float* states, const std::function<void(double)>& onProgress,
+                      const CancelFlag& cancel, SegmentAttention& attention);
   bool attend(const Segment& segment, int32_t layer, int64_t segmentBegin, int64_t outputBegin,
               const SampleAttentionParams& params, EpsilonCurves* curves, const CancelFlag& cancel,
               std::vector<HeadAttention>& heads);
@@ -97,6 +76,8 @@ class CpuBackend {
   AttentionScratch attentionScratch_;
   TransformerLayers layers_;
   ForwardTimes times_;
+  // Of step(), f32 [kMostStepRows][embedding].
+  std::vector<float> stepStates_;
 };
 
 }  // namespace longsight

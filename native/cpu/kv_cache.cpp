@@ -37,13 +37,17 @@ KvCache::KvCache(KvType type, int32_t layers, int32_t kvHeads, int32_t headDim,
 
 KvCache::~KvCache() { munmap(memory_, bytes_); }
 
-std::vector<KvPlane> KvCache::planes() const {
+std::vector<uint64_t> KvCache::planeRowBytes() const {
   const auto rowBytes = static_cast<uint64_t>(kvRowBytes(type_, headDim_));
   const uint64_t planeBytes = rowBytes * static_cast<uint64_t>(capacityRows_);
-  std::vector<KvPlane> planes;
-  for (uint64_t at = 0; at < bytes_; at += planeBytes)
-    planes.push_back({static_cast<std::byte*>(memory_) + at, rowBytes});
-  return planes;
+  return std::vector<uint64_t>(bytes_ / planeBytes, rowBytes);
+}
+
+std::span<std::byte> KvCache::rows(size_t plane, int64_t first, int64_t rows) const {
+  const auto rowBytes = static_cast<size_t>(kvRowBytes(type_, headDim_));
+  const size_t begin = plane * static_cast<size_t>(capacityRows_) + static_cast<size_t>(first);
+  return {static_cast<std::byte*>(memory_) + begin * rowBytes,
+          static_cast<size_t>(rows) * rowBytes};
 }
 
 KvLayer KvCache::layer(int32_t index) const {

@@ -3,17 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "cpu/attention.h"
 
 namespace longsight {
-
-// The keys or values of one layer and KV head: row r begins at rows + r * rowBytes.
-struct KvPlane {
-  std::byte* rows = nullptr;
-  uint64_t rowBytes = 0;
-};
 
 class KvCache {
  public:
@@ -25,8 +20,10 @@ class KvCache {
   KvCache& operator=(const KvCache&) = delete;
 
   KvLayer layer(int32_t index) const;
-  // All that the cache holds: keys and then values, each by layer and KV head.
-  std::vector<KvPlane> planes() const;
+  // Planes: keys and then values, each by layer and KV head.
+  std::vector<uint64_t> planeRowBytes() const;
+  // Rows [first, first + rows) of a plane.
+  std::span<std::byte> rows(size_t plane, int64_t first, int64_t rows) const;
   KvType type() const { return type_; }
   int64_t capacityRows() const { return capacityRows_; }
   // Reserved; what is resident grows with the rows written.

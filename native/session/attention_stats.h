@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/backend.h"
+#include "attention/head_attention.h"
 
 namespace longsight {
 

@@ -44,26 +44,35 @@ double PrefillPrediction::attentionWork(const Segment& segment,
   return sampling + (window + (causal - window) * kAssumedRemoteShare) * kGatherCost;
 }
 
-double PrefillPrediction::segmentMs(const Segment& segment,
-                                    const SampleAttentionParams& params) const {
-  const auto rows = static_cast<double>(segment.end - segment.begin);
-  const double attention = attentionWork(segment, params) * heads_ * speed_.attentionMsPerPair *
-                           (segment.dense ? 1.0 : sparseCorrection_);
+double PrefillPrediction::chunkMs(std::span<const Segment> segments,
+                                  const SampleAttentionParams& params) const {
+  double ms = 0;
+  for (const Segment& segment : segments) {
+    const double attention = attentionWork(segment, params) * heads_ * speed_.attentionMsPerPair *
+                             (segment.dense ? 1.0 : sparseCorrection_);
+    ms += static_cast<double>(segment.end - segment.begin) * speed_.linearMsPerRow + attention;
+  }
   // The last layer only makes keys and values: a small part, counted as none.
-  return (rows * speed_.linearMsPerRow + attention) * std::max(1, layers_ - 1);
+  return ms * std::max(1, layers_ - 1);
 }
 
-void PrefillPrediction::observe(const Segment& segment, const SampleAttentionParams& params,
-                                double linearMs, double attentionMs) {
-  const int64_t rows = segment.end - segment.begin;
+void PrefillPrediction::observe(std::span<const Segment> segments,
+                                const SampleAttentionParams& params, const ForwardTimes& times) {
+  const int64_t rows = segments.back().end - segments.front().begin;
   if (rows < kLeastRows) return;
   const int32_t layers = std::max(1, layers_ - 1);
+  const double linearMs = times.linearMs + times.expandMs + times.restMs;
   blend(speed_.linearMsPerRow, linearMs / (static_cast<double>(rows) * layers));
-  const double perPair = attentionMs / (attentionWork(segment, params) * heads_ * layers);
-  if (segment.dense)
-    blend(speed_.attentionMsPerPair, perPair);
-  else if (speed_.attentionMsPerPair > 0)
-    blend(sparseCorrection_, perPair / speed_.attentionMsPerPair);
+  double denseWork = 0, sparseWork = 0;
+  for (const Segment& segment : segments)
+    (segment.dense ? denseWork : sparseWork) += attentionWork(segment, params) * heads_ * layers;
+  if (sparseWork == 0) {
+    blend(speed_.attentionMsPerPair, times.attentionMs / denseWork);
+  } else if (speed_.attentionMsPerPair > 0) {
+    // Of a chunk with both, what dense rows are believed to take is taken off.
+    const double sparseMs = times.attentionMs - denseWork * speed_.attentionMsPerPair;
+    if (sparseMs > 0) blend(sparseCorrection_, sparseMs / (sparseWork * speed_.attentionMsPerPair));
+  }
 }
 
 }  // namespace longsight

@@ -6,7 +6,7 @@
 
 #include "attention/params.h"
 #include "attention/plan.h"
-#include "cpu/backend.h"
+#include "session/backend.h"
 
 namespace longsight {
 
@@ -16,14 +16,14 @@ class PrefillPrediction {
 
   bool hasSpeed() const { return speed_.linearMsPerRow > 0; }
   // From a probe of the backend.
-  void start(const CpuBackend::Speed& speed) { speed_ = speed; }
+  void start(const Backend::Speed& speed) { speed_ = speed; }
 
-  // Milliseconds for the segment through all layers.
-  double segmentMs(const Segment& segment, const SampleAttentionParams& params) const;
+  // Milliseconds for the segments through all layers.
+  double chunkMs(std::span<const Segment> segments, const SampleAttentionParams& params) const;
 
-  // Corrects the speeds by what a segment really took.
-  void observe(const Segment& segment, const SampleAttentionParams& params, double linearMs,
-               double attentionMs);
+  // Corrects the speeds by what a chunk really took.
+  void observe(std::span<const Segment> segments, const SampleAttentionParams& params,
+               const ForwardTimes& times);
 
  private:
   double attentionWork(const Segment& segment, const SampleAttentionParams& params) const;
@@ -31,7 +31,7 @@ class PrefillPrediction {
   int32_t layers_;
   int32_t heads_;
   // For one layer.
-  CpuBackend::Speed speed_;
+  Backend::Speed speed_;
   // Real over estimated work of sparse segments.
   double sparseCorrection_ = 1;
 };

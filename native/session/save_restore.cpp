@@ -1,5 +1,4 @@
 #include "error.h"
-#include "session/build_identity.h"
 #include "session/session.h"
 #include "session/session_file.h"
 
@@ -11,7 +10,7 @@ SessionKey Session::key() const {
   const bool longFactors = spec.find("rope_factors_long.weight") != nullptr &&
                            contextTokens() > spec.rope.originalContextTokens;
   return {model_->identity() + (longFactors ? 1 : 0),
-          buildIdentity(),
+          backend_->identity(),
           options_.ropeBaseScale,
           static_cast<int32_t>(options_.kvCache),
           spec.layers,
@@ -25,22 +24,21 @@ SavedRows Session::save(const std::string& path, int64_t rows, const FileProgres
   if (ledger.rows() == 0)
     throw Error(ErrorCode::invalidParams, "There is nothing to save: the session holds no rows.",
                 "Save after a question was answered.");
-  return {ledger.rows(),
-          writeSessionFile(path, key(), ledger, backend_->cachePlanes(), cancel_, onProgress)};
+  return {ledger.rows(), writeSessionFile(path, key(), ledger, *backend_, cancel_, onProgress)};
 }
 
 uint64_t Session::savedBytes(int64_t rows) const {
   CacheLedger ledger = ledger_;
   ledger.truncate(rows);
-  return sessionFileBytes(ledger, backend_->cachePlanes());
+  return sessionFileBytes(ledger, *backend_);
 }
 
 SavedRows Session::restore(const std::string& path, const FileProgress& onProgress) {
   const ModelSpec& spec = model_->spec();
   uint64_t bytes = 0;
   ledger_ = readSessionFile(
-      path, key(), {spec.layers, spec.heads, spec.vocabulary}, contextTokens(),
-      backend_->cachePlanes(), [this] { reset(); }, cancel_,
+      path, key(), {spec.layers, spec.heads, spec.vocabulary}, contextTokens(), *backend_,
+      [this] { reset(); }, cancel_,
       [&](uint64_t done, uint64_t total) {
         bytes = total;
         if (onProgress) onProgress(done, total);

@@ -5,16 +5,13 @@
 #include <string>
 
 #include "error.h"
-#include "session/machine.h"
-#include "session/text_stream.h"
+#include "session/open_backend.h"
+#include "session/prefill_work.h"
 
 namespace longsight {
 namespace {
 
-// Dense rows go through all layers in blocks of this size: what a cancel loses at most.
-constexpr int64_t kDenseRows = 512;
 constexpr double kProgressEveryMs = 100;
-constexpr int32_t kMaxThreads = 256;
 
 using Clock = std::chrono::steady_clock;
 
@@ -30,40 +27,6 @@ Error invalid(const std::string& message) {
   return Error(ErrorCode::invalidParams, message, "Correct the value and try again.");
 }
 
-std::unique_ptr<CpuBackend> makeBackend(Model& model, const SessionOptions& options,
-                                        const CancelFlag& cancel,
-                                        const std::function<void(uint64_t, uint64_t)>& onProgress) {
-  const auto [contextTokens, threads, ropeBaseScale, kvCache] = options;
-  if (threads < 1 || threads > kMaxThreads)
-    throw invalid("threads is " + std::to_string(threads) + ", expected 1 to " +
-                  std::to_string(kMaxThreads) + ".");
-  if (!(ropeBaseScale > 0) || ropeBaseScale > 1e6)
-    throw invalid("ropeBaseScale is " + std::to_string(ropeBaseScale) +
-                  ", expected above 0, up to 1e6.");
-  const ModelSpec& spec = model.spec();
-  const double longest = static_cast<double>(spec.contextTokens) * std::max(1.0, ropeBaseScale);
-  if (contextTokens < 0 || static_cast<double>(contextTokens) > longest)
-    throw invalid("contextTokens is " + std::to_string(contextTokens) + ", expected 0 to " +
-                  std::to_string(static_cast<int64_t>(longest)) + ", the model's context.");
-  const MemoryEstimate estimate = model.estimate(contextTokens, SampleAttentionParams{}, kvCache);
-  if (!estimate.fits || estimate.contextTokens < 1)
-    throw Error(
-        ErrorCode::notEnoughMemory,
-        "\"" + spec.name + "\" with a context of " + std::to_string(estimate.contextTokens) +
-            " tokens needs " +
-            std::to_string(estimate.weightBytes + estimate.kvBytes + estimate.scratchBytes) +
-            " bytes (weights " + std::to_string(estimate.weightBytes) + ", cache " +
-            std::to_string(estimate.kvBytes) + ", scratch " +
-            std::to_string(estimate.scratchBytes) + "), but " +
-            std::to_string(estimate.availableBytes) + " bytes are available.",
-        estimate.largestContextTokens > 0
-            ? "Use a context of at most " + std::to_string(estimate.largestContextTokens) +
-                  " tokens."
-            : "Choose a smaller model or quantization, or close other programs.");
-  return std::make_unique<CpuBackend>(model.weights(cancel, onProgress), kvCache,
-                                      estimate.contextTokens, threads, ropeBaseScale);
-}
-
 }  // namespace
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options,
@@ -71,7 +34,7 @@ Session::Session(std::shared_ptr<Model> model, const SessionOptions& options,
                  const std::function<void(uint64_t, uint64_t)>& onProgress)
     : model_(std::move(model)),
       options_(options),
-      backend_(makeBackend(*model_, options, cancel, onProgress)),
+      backend_(openBackend(*model_, options, cancel, onProgress)),
       prediction_(model_->spec().layers, model_->spec().heads) {}
 
 void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
@@ -144,12 +107,11 @@ void Session::checkMemory(const Prompt& prompt) const {
   const std::vector<Segment> segments = segmentsOf(prompt);
   if (segments.front().dense) return;
   const int64_t rows = segments.front().end;
-  const uint64_t held = backend_->scratchBytes();
-  const uint64_t scratch = backend_->mostScratchBytes(prompt.params, rows);
-  if (scratch <= held || scratch - held <= availableMemoryBytes()) return;
+  const auto [needed, available] = backend_->scratchFor(prompt.params, rows);
+  if (needed <= available) return;
   throw Error(ErrorCode::notEnoughMemory,
-              "One segment of " + std::to_string(rows) + " rows needs " + std::to_string(scratch) +
-                  " bytes of scratch memory, but " + std::to_string(availableMemoryBytes() + held) +
+              "One segment of " + std::to_string(rows) + " rows needs " + std::to_string(needed) +
+                  " bytes of scratch memory, but " + std::to_string(available) +
                   " bytes are available.",
               "Use fewer files, or segmentRows above 0.");
 }
@@ -164,39 +126,18 @@ void Session::ensureSpeed() {
   if (cancel_.isSet()) throw cancelledError();
 }
 
-// The work of a prefill as pieces that are computed whole: sparse segments, blocks of dense rows.
-struct Session::Prefill {
-  std::vector<Segment> pieces;
-  int64_t reused = 0;
-
-  Prefill(std::span<const Segment> segments, int64_t reusedRows) : reused(reusedRows) {
-    for (const Segment& segment : segments) {
-      if (segment.end <= reused) continue;
-      if (!segment.dense) {
-        pieces.push_back(segment);
-        continue;
-      }
-      for (int64_t row = std::max(segment.begin, reused); row < segment.end;) {
-        Segment piece = segment;
-        piece.begin = row;
-        piece.end = std::min(segment.end, (row / kDenseRows + 1) * kDenseRows);
-        pieces.push_back(piece);
-        row = piece.end;
-      }
-    }
-  }
-};
-
 PrefillPlan Session::plan(const Prompt& prompt) {
   check(prompt, 0);
   ensureSpeed();
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   const std::vector<Segment> segments = segmentsOf(prompt);
   const SampleAttentionParams params = calibrated(prompt.params);
-  const Prefill work(segments, ledger_.reusableRows(prompt.tokens, segments, params, count - 1));
+  const PrefillWork work =
+      planWork(segments, ledger_.reusableRows(prompt.tokens, segments, params, count - 1),
+               backend_->chunking());
   PrefillPlan plan{count, work.reused, count - work.reused, 0};
-  for (const Segment& piece : work.pieces)
-    plan.predictedPrefillMs += prediction_.segmentMs(piece, params);
+  for (const std::vector<Segment>& chunk : work.chunks)
+    plan.predictedPrefillMs += prediction_.chunkMs(chunk, params);
   return plan;
 }
 
@@ -207,36 +148,40 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
   const int32_t width = model_->spec().embedding;
   const std::vector<Segment> segments = segmentsOf(prompt);
   const SampleAttentionParams params = calibrated(prompt.params);
-  const Prefill work(segments, ledger_.reusableRows(prompt.tokens, segments, params, statesFrom));
+  const PrefillWork work =
+      planWork(segments, ledger_.reusableRows(prompt.tokens, segments, params, statesFrom),
+               backend_->chunking());
   ledger_.truncate(work.reused);
 
   const auto start = Clock::now();
   double lastReportMs = -kProgressEveryMs;
-  auto predicted = [&](std::span<const Segment> pieces) {
+  auto predicted = [&](std::span<const std::vector<Segment>> chunks) {
     double ms = 0;
-    for (const Segment& piece : pieces) ms += prediction_.segmentMs(piece, params);
+    for (const std::vector<Segment>& chunk : chunks) ms += prediction_.chunkMs(chunk, params);
     return ms;
   };
-  const double predictedMs = predicted(work.pieces);
+  const double predictedMs = predicted(work.chunks);
 
-  for (size_t index = 0; index < work.pieces.size(); ++index) {
-    const Segment& piece = work.pieces[index];
+  for (size_t index = 0; index < work.chunks.size(); ++index) {
+    Backend::Chunk chunk;
+    chunk.segments = work.chunks[index];
+    const int64_t begin = chunk.begin(), end = chunk.end();
     // What was seen so far has corrected the prediction: past and future by the same measure.
-    const double pieceMs = prediction_.segmentMs(piece, params);
-    const double beforeMs = predicted(std::span(work.pieces).first(index));
-    const double afterMs = predicted(std::span(work.pieces).subspan(index + 1));
+    const double chunkMs = prediction_.chunkMs(chunk.segments, params);
+    const double beforeMs = predicted(std::span(work.chunks).first(index));
+    const double afterMs = predicted(std::span(work.chunks).subspan(index + 1));
     auto report = [&](double share) {
       const double elapsedMs = msSince(start);
-      const bool isLast = share >= 1 && piece.end == count;
+      const bool isLast = share >= 1 && end == count;
       if (!onProgress || (elapsedMs - lastReportMs < kProgressEveryMs && !isLast)) return;
       lastReportMs = elapsedMs;
       PrefillProgress progress;
-      progress.done = piece.begin - work.reused +
-                      static_cast<int64_t>(share * static_cast<double>(piece.end - piece.begin));
+      progress.done =
+          begin - work.reused + static_cast<int64_t>(share * static_cast<double>(end - begin));
       progress.total = count - work.reused;
       progress.tokensPerSecond = perSecond(progress.done, elapsedMs);
-      const double predictedSoFarMs = beforeMs + share * pieceMs;
-      const double leftMs = (1 - share) * pieceMs + afterMs;
+      const double predictedSoFarMs = beforeMs + share * chunkMs;
+      const double leftMs = (1 - share) * chunkMs + afterMs;
       // Scaled by how the prediction has held so far, once there is something to compare.
       if (predictedSoFarMs > 0 && elapsedMs > 500)
         progress.etaMs = leftMs * elapsedMs / predictedSoFarMs;
@@ -247,42 +192,27 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
     if (cancel_.isSet()) throw cancelledError();
     report(0);
 
-    CpuBackend::Request request;
-    request.segment = piece;
-    request.tokens = std::span(prompt.tokens)
-                         .subspan(static_cast<size_t>(piece.begin),
-                                  static_cast<size_t>(piece.end - piece.begin));
-    request.params = &params;
-    request.outputBegin = std::clamp(statesFrom, piece.begin, piece.end);
-    request.states = states ? states + (request.outputBegin - statesFrom) * width : nullptr;
-    request.curves = curves;
-    request.onProgress = report;
+    chunk.tokens = std::span(prompt.tokens)
+                       .subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    chunk.params = &params;
+    chunk.outputBegin = std::clamp(statesFrom, begin, end);
+    chunk.states = states ? states + (chunk.outputBegin - statesFrom) * width : nullptr;
+    chunk.curves = curves;
+    chunk.onProgress = report;
     const ForwardTimes before = backend_->times();
-    SegmentAttention attention;
-    if (!backend_->forward(request, cancel_, attention)) throw cancelledError();
-    prediction_.observe(piece, params, backend_->times().linearMs - before.linearMs,
-                        backend_->times().attentionMs - before.attentionMs);
-    ledger_.append(piece, request.tokens, params, request.outputBegin, std::move(attention));
+    std::vector<SegmentAttention> attention;
+    if (!backend_->forward(chunk, cancel_, attention)) throw cancelledError();
+    prediction_.observe(chunk.segments, params, backend_->times() - before);
+    for (size_t i = 0; i < chunk.segments.size(); ++i) {
+      const Segment& segment = chunk.segments[i];
+      ledger_.append(segment,
+                     chunk.tokens.subspan(static_cast<size_t>(segment.begin - begin),
+                                          static_cast<size_t>(segment.end - segment.begin)),
+                     params, std::clamp(chunk.outputBegin, segment.begin, segment.end),
+                     std::move(attention[i]));
+    }
   }
   return {count, work.reused, count - work.reused, predictedMs};
-}
-
-void Session::step(int32_t token, const SampleAttentionParams& params, std::vector<float>& logits) {
-  const ModelSpec& spec = model_->spec();
-  std::vector<float> state(static_cast<size_t>(spec.embedding));
-  CpuBackend::Request request;
-  request.segment.begin = ledger_.rows();
-  request.segment.end = ledger_.rows() + 1;
-  request.segment.dense = true;
-  request.tokens = std::span(&token, 1);
-  request.params = &params;
-  request.outputBegin = request.segment.begin;
-  request.states = state.data();
-  SegmentAttention attention;
-  if (!backend_->forward(request, cancel_, attention)) throw cancelledError();
-  ledger_.append(request.segment, request.tokens, params, request.outputBegin,
-                 std::move(attention));
-  logitsOf(state.data(), 1, logits.data());
 }
 
 void Session::logitsOf(const float* states, int64_t rows, float* out) {
@@ -295,66 +225,6 @@ AttentionStats Session::statsOf(const Prompt& prompt) const {
       ledger_.stats(static_cast<int64_t>(prompt.tokens.size()), spec.layers, spec.heads);
   stats.calibrated = !calibrated(prompt.params).headEpsilons.empty();
   return stats;
-}
-
-MemoryUse Session::memory() const {
-  return {backend_->weightBytes(), backend_->kvBytes(), backend_->scratchBytes()};
-}
-
-GenerateResult Session::generate(const Prompt& prompt, const GenerateOptions& options,
-                                 const SessionEvents& events) {
-  check(prompt, options.maxTokens > 0 ? 1 : 0);
-  const ModelSpec& spec = model_->spec();
-  if (const std::string wrong = validate(options.sampling, spec.vocabulary); !wrong.empty())
-    throw invalid(wrong);
-  const Tokenizer& tokenizer = model_->tokenizer();
-  const auto count = static_cast<int64_t>(prompt.tokens.size());
-  const bool answers = options.maxTokens > 0;
-  std::vector<float> state(answers ? static_cast<size_t>(spec.embedding) : 0);
-
-  GenerateResult result;
-  const auto prefillStart = Clock::now();
-  result.prefill = prefill(prompt, answers ? count - 1 : count, answers ? state.data() : nullptr,
-                           events.onPrefill);
-  result.prefillMs = msSince(prefillStart);
-  result.prefillTokensPerSecond = perSecond(result.prefill.computedTokens, result.prefillMs);
-  if (events.onPrefilled) events.onPrefilled();
-
-  if (answers) {
-    const auto decodeStart = Clock::now();
-    Sampler sampler(options.sampling, prompt.tokens);
-    TextStream stream(options.sampling.stop);
-    auto show = [&](const std::string& text) {
-      if (!text.empty() && events.onText) events.onText(text);
-    };
-    std::vector<float> logits(static_cast<size_t>(spec.vocabulary));
-    logitsOf(state.data(), 1, logits.data());
-    double firstTokenMs = 0;
-    while (true) {
-      if (cancel_.isSet()) throw cancelledError();
-      const int32_t token = sampler.pick(logits);
-      if (tokenizer.isEndOfGeneration(token) && !options.ignoreEnd) {
-        result.stopReason = StopReason::end;
-        break;
-      }
-      ++result.generatedTokens;
-      show(stream.push(tokenizer.piece(token, false)));
-      if (result.generatedTokens == 1) firstTokenMs = msSince(decodeStart);
-      if (stream.stopped()) {
-        result.stopReason = StopReason::stop;
-        break;
-      }
-      if (result.generatedTokens >= options.maxTokens || ledger_.rows() >= contextTokens()) break;
-      step(token, prompt.params, logits);
-    }
-    show(stream.finish());
-    result.decodeMs = msSince(decodeStart);
-    result.decodeTokensPerSecond =
-        perSecond(result.generatedTokens - 1, result.decodeMs - firstTokenMs);
-  }
-  result.attention = statsOf(prompt);
-  result.memory = memory();
-  return result;
 }
 
 std::vector<float> Session::logits(const Prompt& prompt, int64_t from) {

@@ -13,14 +13,15 @@
 #include "attention/epsilon_curves.h"
 #include "attention/params.h"
 #include "attention/plan.h"
-#include "cpu/backend.h"
 #include "cpu/cancel_flag.h"
 #include "session/attention_stats.h"
+#include "session/backend.h"
 #include "session/cache_ledger.h"
 #include "session/model.h"
 #include "session/prefill_prediction.h"
 #include "session/sampler.h"
 #include "session/session_file.h"
+#include "session/session_options.h"
 
 namespace longsight {
 
@@ -56,12 +57,6 @@ struct SessionEvents {
 };
 
 enum class StopReason { end, stop, length };
-
-struct MemoryUse {
-  uint64_t weightBytes = 0;
-  uint64_t kvBytes = 0;
-  uint64_t scratchBytes = 0;
-};
 
 struct GenerateResult {
   PrefillPlan prefill;
@@ -118,15 +113,6 @@ struct Calibration {
   std::vector<float> headEpsilons;
 
   bool fits(const SampleAttentionParams& other) const;
-};
-
-// What stays the same for the life of a session.
-struct SessionOptions {
-  // Rows of the KV cache; 0 = what estimateMemory chooses.
-  int64_t contextTokens = 0;
-  int32_t threads = 1;
-  double ropeBaseScale = 1.0;
-  KvType kvCache = KvType::bf16;
 };
 
 // What was saved to a file or restored from it.
@@ -187,7 +173,6 @@ class Session {
   void reset() { ledger_.truncate(0); }
 
  private:
-  struct Prefill;
   // Dense final states f32 [tokens - from][embedding] of a text, to compare with.
   struct DenseReference {
     std::vector<int32_t> tokens;
@@ -205,16 +190,16 @@ class Session {
   PrefillPlan prefill(const Prompt& prompt, int64_t statesFrom, float* states,
                       const std::function<void(const PrefillProgress&)>& onProgress,
                       EpsilonCurves* curves = nullptr);
-  // One more row; its logits.
-  void step(int32_t token, const SampleAttentionParams& params, std::vector<float>& logits);
+  // More rows after the last; logits [tokens][vocabulary].
+  void step(std::span<const int32_t> tokens, const SampleAttentionParams& params,
+            std::span<float> logits);
   SessionKey key() const;
   void logitsOf(const float* states, int64_t rows, float* out);
   void ensureSpeed();
-  MemoryUse memory() const;
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
-  std::unique_ptr<CpuBackend> backend_;
+  std::unique_ptr<Backend> backend_;
   CacheLedger ledger_;
   PrefillPrediction prediction_;
   std::optional<Calibration> calibration_;

@@ -4,9 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 #include "error.h"
@@ -18,7 +20,9 @@ namespace longsight {
 namespace {
 
 constexpr char kMagic[8] = {'L', 'S', 'I', 'G', 'H', 'T', 'K', 'V'};
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
+// Rows that are copied out of a plane or into it at a time.
+constexpr uint64_t kCopyBytes = uint64_t{4} << 20;
 
 struct Header {
   char magic[8];
@@ -31,6 +35,7 @@ struct Header {
   int32_t kvHeads;
   int32_t headDim;
   int32_t planes;
+  // Of a row in all planes together.
   uint64_t rowBytes;
   uint64_t rows;
   uint64_t ledgerBytes;
@@ -102,8 +107,25 @@ void requireReplaceable(const std::string& path) {
     throw foreign(path);
 }
 
+uint64_t sumOf(std::span<const uint64_t> numbers) {
+  return std::accumulate(numbers.begin(), numbers.end(), uint64_t{0});
+}
+
+// Calls body(plane, first row, rows, bytes) for all of rows [0, rows) in the order of the file.
+template <typename Body>
+void forRows(const CacheRows& cache, int64_t rows, const Body& body) {
+  const std::vector<uint64_t> rowBytes = cache.planeRowBytes();
+  for (size_t plane = 0; plane < rowBytes.size(); ++plane) {
+    const auto atOnce = static_cast<int64_t>(std::max<uint64_t>(1, kCopyBytes / rowBytes[plane]));
+    for (int64_t row = 0; row < rows; row += atOnce) {
+      const int64_t count = std::min(atOnce, rows - row);
+      body(plane, row, count, static_cast<uint64_t>(count) * rowBytes[plane]);
+    }
+  }
+}
+
 Header headerOf(const SessionKey& key, const CacheLedger& ledger, uint64_t ledgerBytes,
-                std::span<const KvPlane> planes) {
+                std::span<const uint64_t> planeRowBytes) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   header.version = kVersion;
@@ -114,11 +136,11 @@ Header headerOf(const SessionKey& key, const CacheLedger& ledger, uint64_t ledge
   header.layers = key.layers;
   header.kvHeads = key.kvHeads;
   header.headDim = key.headDim;
-  header.planes = static_cast<int32_t>(planes.size());
-  header.rowBytes = planes.empty() ? 0 : planes[0].rowBytes;
+  header.planes = static_cast<int32_t>(planeRowBytes.size());
+  header.rowBytes = sumOf(planeRowBytes);
   header.rows = static_cast<uint64_t>(ledger.rows());
   header.ledgerBytes = ledgerBytes;
-  header.streamBytes = ledgerBytes + planes.size() * header.rows * header.rowBytes;
+  header.streamBytes = ledgerBytes + header.rows * header.rowBytes;
   std::random_device random;
   header.seed = uint64_t{random()} << 32 | random();
   header.checksum = checksumOf(header);
@@ -127,7 +149,8 @@ Header headerOf(const SessionKey& key, const CacheLedger& ledger, uint64_t ledge
 
 // Everything that the header alone can tell. Overflow is impossible in what is not refused.
 void checkHeader(const Header& header, const std::string& path, const SessionKey& key,
-                 int64_t capacityRows, std::span<const KvPlane> planes, uint64_t fileBytes) {
+                 int64_t capacityRows, std::span<const uint64_t> planeRowBytes,
+                 uint64_t fileBytes) {
   if (header.version != kVersion)
     throw othersFile(path, "its format is version " + std::to_string(header.version) +
                                ", this build reads version " + std::to_string(kVersion));
@@ -142,16 +165,16 @@ void checkHeader(const Header& header, const std::string& path, const SessionKey
     throw othersFile(path, "it was made with a RoPE base scale of " +
                                std::to_string(header.ropeBaseScale) + ", not " +
                                std::to_string(key.ropeBaseScale));
-  const uint64_t rowBytes = planes.empty() ? 0 : planes[0].rowBytes;
+  const uint64_t rowBytes = sumOf(planeRowBytes);
   if (header.layers != key.layers || header.kvHeads != key.kvHeads ||
       header.headDim != key.headDim || header.rowBytes != rowBytes ||
-      static_cast<size_t>(header.planes) != planes.size())
+      static_cast<size_t>(header.planes) != planeRowBytes.size())
     throwDamaged(path, "the shape of its rows is not the model's");
   if (header.rows > static_cast<uint64_t>(capacityRows))
     throw othersFile(path, "it has " + std::to_string(header.rows) +
                                " tokens, but the context holds " + std::to_string(capacityRows));
   if (header.ledgerBytes > fileBytes ||
-      header.streamBytes != header.ledgerBytes + planes.size() * header.rows * rowBytes)
+      header.streamBytes != header.ledgerBytes + header.rows * rowBytes)
     throwDamaged(path, "its lengths contradict each other");
   const uint64_t expected = sizeof(Header) + storedBytes(header.streamBytes);
   if (fileBytes != expected)
@@ -169,22 +192,27 @@ StreamOptions streamOptions(const std::string& path, const Header& header, const
 
 }  // namespace
 
-uint64_t sessionFileBytes(const CacheLedger& ledger, std::span<const KvPlane> planes) {
-  const Header header = headerOf({}, ledger, encodeLedger(ledger).size(), planes);
+uint64_t sessionFileBytes(const CacheLedger& ledger, const CacheRows& cache) {
+  const Header header = headerOf({}, ledger, encodeLedger(ledger).size(), cache.planeRowBytes());
   return sizeof(Header) + storedBytes(header.streamBytes);
 }
 
 uint64_t writeSessionFile(const std::string& path, const SessionKey& key, const CacheLedger& ledger,
-                          std::span<const KvPlane> planes, const CancelFlag& cancel,
+                          const CacheRows& cache, const CancelFlag& cancel,
                           const FileProgress& onProgress) {
   requireReplaceable(path);
   const std::vector<std::byte> encoded = encodeLedger(ledger);
-  const Header header = headerOf(key, ledger, encoded.size(), planes);
+  const Header header = headerOf(key, ledger, encoded.size(), cache.planeRowBytes());
   NewFile file(path);
   writeFully(file.descriptor(), &header, sizeof(header), path);
   CheckedWriter stream(file.descriptor(), streamOptions(path, header, cancel, onProgress));
   stream.write(encoded.data(), encoded.size());
-  for (const KvPlane& plane : planes) stream.write(plane.rows, header.rows * plane.rowBytes);
+  std::vector<std::byte> copied;
+  forRows(cache, ledger.rows(), [&](size_t plane, int64_t first, int64_t rows, uint64_t bytes) {
+    copied.resize(bytes);
+    cache.readRows(plane, first, rows, copied.data());
+    stream.write(copied.data(), bytes);
+  });
   stream.finish();
   if (cancel.isSet()) throw cancelledError();
   file.commit();
@@ -192,9 +220,9 @@ uint64_t writeSessionFile(const std::string& path, const SessionKey& key, const 
 }
 
 CacheLedger readSessionFile(const std::string& path, const SessionKey& key,
-                            const LedgerLimits& limits, int64_t capacityRows,
-                            std::span<const KvPlane> planes, const std::function<void()>& begin,
-                            const CancelFlag& cancel, const FileProgress& onProgress) {
+                            const LedgerLimits& limits, int64_t capacityRows, CacheRows& cache,
+                            const std::function<void()>& begin, const CancelFlag& cancel,
+                            const FileProgress& onProgress) {
   struct stat info;
   const Descriptor file(openRegular(path, info));
   if (file.get() < 0) throw unreadable(path, errno);
@@ -205,7 +233,7 @@ CacheLedger readSessionFile(const std::string& path, const SessionKey& key,
   if (headerBytes < sizeof(kMagic) || std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0)
     throw foreign(path);
   if (headerBytes < sizeof(header)) throwDamaged(path, "it ends within its header");
-  checkHeader(header, path, key, capacityRows, planes, fileBytes);
+  checkHeader(header, path, key, capacityRows, cache.planeRowBytes(), fileBytes);
 
   CheckedReader stream(file.get(), header.streamBytes,
                        streamOptions(path, header, cancel, onProgress));
@@ -215,7 +243,12 @@ CacheLedger readSessionFile(const std::string& path, const SessionKey& key,
   if (static_cast<uint64_t>(ledger.rows()) != header.rows)
     throwDamaged(path, "it has another number of tokens than rows");
   begin();
-  for (const KvPlane& plane : planes) stream.read(plane.rows, header.rows * plane.rowBytes);
+  std::vector<std::byte> copied;
+  forRows(cache, ledger.rows(), [&](size_t plane, int64_t first, int64_t rows, uint64_t bytes) {
+    copied.resize(bytes);
+    stream.read(copied.data(), bytes);
+    cache.writeRows(plane, first, rows, copied.data());
+  });
   return ledger;
 }
 

@@ -27,8 +27,8 @@
 #include <string>
 
 #include "cpu/cancel_flag.h"
-#include "cpu/kv_cache.h"
 #include "session/cache_ledger.h"
+#include "session/cache_rows.h"
 #include "session/ledger_codec.h"
 
 namespace longsight {
@@ -37,7 +37,7 @@ namespace longsight {
 struct SessionKey {
   // Model::identity().
   uint64_t model = 0;
-  // buildIdentity().
+  // Backend::identity().
   uint64_t build = 0;
   double ropeBaseScale = 1;
   // KvType as a number, and the shape of the cache.
@@ -51,23 +51,23 @@ struct SessionKey {
 using FileProgress = std::function<void(uint64_t doneBytes, uint64_t totalBytes)>;
 
 // Length of the file that writeSessionFile would make.
-uint64_t sessionFileBytes(const CacheLedger& ledger, std::span<const KvPlane> planes);
+uint64_t sessionFileBytes(const CacheLedger& ledger, const CacheRows& cache);
 
 // Writes all rows of the ledger. `path` is replaced in one step, readable by this user only; until
 // then, and when this throws, it stays as it was. Returns the length of the file. Throws Error
 // writeFailed, cancelled, and notSessionFile where `path` is a file of another kind.
 uint64_t writeSessionFile(const std::string& path, const SessionKey& key, const CacheLedger& ledger,
-                          std::span<const KvPlane> planes, const CancelFlag& cancel,
+                          const CacheRows& cache, const CancelFlag& cancel,
                           const FileProgress& onProgress);
 
-// Reads all rows into `planes` and returns what they are. `begin` is called once everything but
-// the rows is known to be right: when it is not called, `planes` are untouched; when this throws
-// after it, their first rows are undefined. Throws Error unreadableFile, notSessionFile,
+// Reads all rows into `cache` and returns what they are. `begin` is called once everything but the
+// rows is known to be right: when it is not called, `cache` is untouched; when this throws after
+// it, its first rows are undefined. Throws Error unreadableFile, notSessionFile,
 // damagedSessionFile, otherSessionFile (also when the rows are more than `capacityRows`),
 // cancelled.
 CacheLedger readSessionFile(const std::string& path, const SessionKey& key,
-                            const LedgerLimits& limits, int64_t capacityRows,
-                            std::span<const KvPlane> planes, const std::function<void()>& begin,
-                            const CancelFlag& cancel, const FileProgress& onProgress);
+                            const LedgerLimits& limits, int64_t capacityRows, CacheRows& cache,
+                            const std::function<void()>& begin, const CancelFlag& cancel,
+                            const FileProgress& onProgress);
 
 }  // namespace longsight

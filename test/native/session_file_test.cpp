@@ -37,14 +37,24 @@ constexpr SessionKey kKey{.model = 11,
 constexpr uint64_t kRowBytes = 128;
 
 // A cache of 3 layers and 2 KV heads in plain memory.
-struct Cache {
+struct Cache final : CacheRows {
   explicit Cache(int64_t rows, std::byte fill = std::byte{0xA5})
       : capacity(rows), memory(12 * static_cast<size_t>(rows) * kRowBytes, fill) {}
-  std::vector<KvPlane> planes() {
-    std::vector<KvPlane> all;
-    for (size_t i = 0; i < 12; ++i)
-      all.push_back({memory.data() + i * static_cast<size_t>(capacity) * kRowBytes, kRowBytes});
-    return all;
+  std::vector<uint64_t> planeRowBytes() const override {
+    return std::vector<uint64_t>(12, kRowBytes);
+  }
+  void readRows(size_t plane, int64_t first, int64_t rows, std::byte* target) const override {
+    std::memcpy(target, rowsOf(plane, first), static_cast<size_t>(rows) * kRowBytes);
+  }
+  void writeRows(size_t plane, int64_t first, int64_t rows, const std::byte* source) override {
+    std::memcpy(memory.data() + placeOf(plane, first), source,
+                static_cast<size_t>(rows) * kRowBytes);
+  }
+  const std::byte* rowsOf(size_t plane, int64_t first) const {
+    return memory.data() + placeOf(plane, first);
+  }
+  size_t placeOf(size_t plane, int64_t first) const {
+    return (plane * static_cast<size_t>(capacity) + static_cast<size_t>(first)) * kRowBytes;
   }
   int64_t capacity;
   std::vector<std::byte> memory;
@@ -113,13 +123,13 @@ class SessionFile : public ::testing::Test {
 
   void save(int64_t rows) {
     ledger = makeLedger(rows, random);
-    length = writeSessionFile(path, kKey, ledger, cache.planes(), never, nullptr);
+    length = writeSessionFile(path, kKey, ledger, cache, never, nullptr);
   }
 
   CacheLedger read(Cache& into, SessionKey key = kKey) {
     began = false;
     return readSessionFile(
-        path, key, kLimits, into.capacity, into.planes(), [&] { began = true; }, never, nullptr);
+        path, key, kLimits, into.capacity, into, [&] { began = true; }, never, nullptr);
   }
 
   // Refused, and as long as begin was not called no row was touched.
@@ -171,7 +181,7 @@ TEST_F(SessionFile, ComesBackAsItWas) {
   for (int64_t rows : {1, 37, 1000, 2999, 3000}) {
     save(rows);
     EXPECT_EQ(fs::file_size(path), length);
-    EXPECT_EQ(sessionFileBytes(ledger, cache.planes()), length);
+    EXPECT_EQ(sessionFileBytes(ledger, cache), length);
     // Used rows alone: the file does not grow with the cache.
     EXPECT_LT(length, 12 * static_cast<uint64_t>(rows) * kRowBytes + 20000);
     for (int64_t capacity : {rows, kCapacity + 11}) {
@@ -181,8 +191,8 @@ TEST_F(SessionFile, ComesBackAsItWas) {
       EXPECT_EQ(stringOf(restored), stringOf(ledger));
       for (size_t plane = 0; plane < 12; ++plane) {
         const size_t used = static_cast<size_t>(rows) * kRowBytes;
-        const std::byte* got = into.planes()[plane].rows;
-        EXPECT_EQ(std::memcmp(got, cache.planes()[plane].rows, used), 0);
+        const std::byte* got = into.rowsOf(plane, 0);
+        EXPECT_EQ(std::memcmp(got, cache.rowsOf(plane, 0), used), 0);
         // What lies behind the rows stays.
         if (capacity > rows) {
           EXPECT_EQ(got[used], std::byte{0xA5});
@@ -210,13 +220,13 @@ TEST_F(SessionFile, TellsHowFarItIs) {
     last = done;
     ++calls;
   };
-  length = writeSessionFile(path, kKey, ledger, cache.planes(), never, check);
+  length = writeSessionFile(path, kKey, ledger, cache, never, check);
   EXPECT_GE(calls, 5u);
   EXPECT_GT(last, length - 1000);
   last = 0;
   Cache into(kCapacity);
   readSessionFile(
-      path, kKey, kLimits, kCapacity, into.planes(), [] {}, never, check);
+      path, kKey, kLimits, kCapacity, into, [] {}, never, check);
   EXPECT_GT(last, length - 1000);
 }
 
@@ -276,7 +286,7 @@ TEST_F(SessionFile, BlocksOfAnotherPlaceOrFileAreNoticed) {
   EXPECT_EQ(refusal().code, ErrorCode::damagedSessionFile);
   // The same session written again has another seed.
   writeFile(path, whole);
-  writeSessionFile(path, kKey, ledger, cache.planes(), never, nullptr);
+  writeSessionFile(path, kKey, ledger, cache, never, nullptr);
   const std::string again = readFile(path);
   writeFile(path, whole.substr(0, 256 + block) + again.substr(256 + block));
   EXPECT_EQ(refusal().code, ErrorCode::damagedSessionFile);
@@ -310,9 +320,7 @@ TEST_F(SessionFile, OfAnotherKindIsRefusedAndNeverOverwritten) {
                                   std::string("GGUF") + std::string(5000, 'x')}) {
     writeFile(path, text);
     EXPECT_EQ(refusal().code, ErrorCode::notSessionFile);
-    EXPECT_EQ(refusalOf([&] {
-                writeSessionFile(path, kKey, ledger, cache.planes(), never, nullptr);
-              }).code,
+    EXPECT_EQ(refusalOf([&] { writeSessionFile(path, kKey, ledger, cache, never, nullptr); }).code,
               ErrorCode::notSessionFile);
     EXPECT_EQ(readFile(path), text);
   }
@@ -418,7 +426,7 @@ TEST_F(SessionFile, ACancelledSaveLeavesTheOldFile) {
   ledger = makeLedger(3000, random);
   CancelFlag cancel;
   const Refusal result = refusalOf([&] {
-    writeSessionFile(path, kKey, ledger, cache.planes(), cancel,
+    writeSessionFile(path, kKey, ledger, cache, cancel,
                      [&](uint64_t done, uint64_t) { done > 2 << 20 ? cancel.set() : void(); });
   });
   EXPECT_EQ(result.code, ErrorCode::cancelled);
@@ -433,7 +441,7 @@ TEST_F(SessionFile, AKilledSaveLeavesTheOldFile) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    writeSessionFile(path, kKey, ledger, cache.planes(), never, [](uint64_t done, uint64_t) {
+    writeSessionFile(path, kKey, ledger, cache, never, [](uint64_t done, uint64_t) {
       if (done > 2 << 20) raise(SIGKILL);
     });
     _exit(0);

@@ -58,8 +58,8 @@ cudaError_t launchExpand(const DeviceMatrix& matrix, int64_t firstRow, int64_t r
 
 // out[i] = row tokens[i] of the matrix as f32, [count][columns]; zeros where the token is not a row
 // of the matrix. Tokens lie in device memory.
-cudaError_t launchEmbed(const DeviceMatrix& matrix, const int32_t* tokens, int64_t count, float* out,
-                        cudaStream_t stream);
+cudaError_t launchEmbed(const DeviceMatrix& matrix, const int32_t* tokens, int64_t count,
+                        float* out, cudaStream_t stream);
 
 // Valid random blocks: weights with mean about 0 and deviation about 1 / sqrt(columns). The same
 // seed makes the same bits; give every matrix its own.
