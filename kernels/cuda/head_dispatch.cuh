@@ -6,27 +6,32 @@
 
 namespace longsight::cuda {
 
-// Calls body.operator()<Element type, head dimension>(). validateShape() knows the same dimensions.
+// Calls body.operator()<head dimension>(). validateShape() knows the same dimensions.
+template <class Body>
+cudaError_t dispatchHeadDim(int32_t headDim, Body body) {
+  switch (headDim) {
+    case 64:
+      return body.template operator()<64>();
+    case 80:
+      return body.template operator()<80>();
+    case 96:
+      return body.template operator()<96>();
+    case 128:
+      return body.template operator()<128>();
+    case 256:
+      return body.template operator()<256>();
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+// Calls body.operator()<Element type, head dimension>().
 template <class Body>
 cudaError_t dispatchHead(const HeadShape& shape, Body body) {
-  const auto withDim = [&]<class T>() {
-    switch (shape.headDim) {
-      case 64:
-        return body.template operator()<T, 64>();
-      case 80:
-        return body.template operator()<T, 80>();
-      case 96:
-        return body.template operator()<T, 96>();
-      case 128:
-        return body.template operator()<T, 128>();
-      case 256:
-        return body.template operator()<T, 256>();
-      default:
-        return cudaErrorInvalidValue;
-    }
-  };
-  return shape.element == Element::bf16 ? withDim.template operator()<Bf16>()
-                                        : withDim.template operator()<F16>();
+  return dispatchHeadDim(shape.headDim, [&]<int kDim>() {
+    return shape.element == Element::bf16 ? body.template operator()<Bf16, kDim>()
+                                          : body.template operator()<F16, kDim>();
+  });
 }
 
 }  // namespace longsight::cuda

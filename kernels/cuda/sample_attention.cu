@@ -16,19 +16,6 @@ int64_t alignUp(int64_t value, int64_t step) { return (value + step - 1) / step 
 
 std::string text(int64_t value) { return std::to_string(value); }
 
-std::string validateShape(const HeadShape& shape) {
-  constexpr std::array kHeadDims = {64, 80, 96, 128, 256};
-  if (std::find(kHeadDims.begin(), kHeadDims.end(), shape.headDim) == kHeadDims.end()) {
-    return "head dimension " + text(shape.headDim) + " is not 64, 80, 96, 128 or 256";
-  }
-  if (shape.heads < 1 || shape.kvHeads < 1 || shape.heads % shape.kvHeads != 0 ||
-      shape.heads / shape.kvHeads > 16) {
-    return text(shape.heads) + " heads do not share " + text(shape.kvHeads) +
-           " KV heads in groups of 1 to 16";
-  }
-  return {};
-}
-
 std::string validateScoreDims(const SparseOptions& options, int32_t headDim) {
   int32_t end = 0;
   int32_t pieces = 0;
@@ -48,6 +35,19 @@ std::string validateScoreDims(const SparseOptions& options, int32_t headDim) {
 }
 
 }  // namespace
+
+std::string validateShape(const HeadShape& shape) {
+  constexpr std::array kHeadDims = {64, 80, 96, 128, 256};
+  if (std::find(kHeadDims.begin(), kHeadDims.end(), shape.headDim) == kHeadDims.end()) {
+    return "head dimension " + text(shape.headDim) + " is not 64, 80, 96, 128 or 256";
+  }
+  if (shape.heads < 1 || shape.kvHeads < 1 || shape.heads % shape.kvHeads != 0 ||
+      shape.heads / shape.kvHeads > 16) {
+    return text(shape.heads) + " heads do not share " + text(shape.kvHeads) +
+           " KV heads in groups of 1 to 16";
+  }
+  return {};
+}
 
 std::string validate(const Chunk& chunk) {
   if (std::string fault = validateShape(chunk.shape); !fault.empty()) return fault;

@@ -45,6 +45,8 @@ struct HeadShape {
   Element element = Element::bf16;
   KvStorage storage = KvStorage::element;
 };
+// Empty when there are kernels for the shape; else one sentence with the value and the rule.
+std::string validateShape(const HeadShape& shape);
 
 // The parameters of SampleAttentionParams that the kernels need; values as the specification
 // defines them.
@@ -53,6 +55,9 @@ struct SparseOptions {
   Policy policy = Policy::peak;
   double alpha = 0.95;
   double epsilon = 0.003;
+  // Policy `peak`: [head] on the device, in place of `epsilon`; 0 <= value < 1. Null: `epsilon` for
+  // all heads.
+  const float* headEpsilons = nullptr;
   DimRanges scoreDims;
   ScoreNumbers scoreNumbers = ScoreNumbers::stored;
   int32_t sinkTokens = 16;
@@ -160,6 +165,10 @@ struct DecodeTask {
   HeadShape shape;
   // Row i is at absolute position firstRow + i and sees columns <= that; 1 to 16 rows.
   int64_t firstRow = 0;
+  // Where the position of row 0 is read when the kernels run, so that one graph serves all
+  // positions; null: firstRow is it. firstRow then is the greatest that it may hold, and alone says
+  // how large grid and workspace are.
+  const int32_t* firstRowOnDevice = nullptr;
   int32_t rows = 0;
   Tensors tensors;
 };

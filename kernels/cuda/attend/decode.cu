@@ -7,6 +7,7 @@
 
 #include "attend/decode_steps.cuh"
 #include "chunk_layout.h"
+#include "device/dependent_launch.cuh"
 #include "head_dispatch.cuh"
 
 namespace longsight::cuda {
@@ -18,35 +19,66 @@ constexpr int kPackedRows = 16;  // (row, head of the group) pairs of a block
 // Two blocks on each processor of a large card: more take no longer and no less, only the speed
 // depends on it.
 constexpr int kWantedBlocks = 264;
+// Steps of a warp in a split at least: the pipeline has to fill.
+constexpr int kLeastSteps = 4;
 
 // As many as fit with their stages in kSharedBytesEverywhere.
 LONGSIGHT_HOST_DEVICE constexpr int warpsOf(int headDim) { return headDim > 128 ? 2 : 4; }
 
+// What does not depend on the position of the first row.
 struct DecodeLayout {
   int rows;
-  int firstRow;
   int heads;
   int kvHeads;
   int group;
   int packedBlocks;
-  int splits;
-  int columnsPerSplit;
+  int firstRow;  // unless it is read on the device
+  const int32_t* firstRowOnDevice;
+  int wantedSplits;
+  int step;       // columns that the warps of a block take at a time
+  int maxSplits;  // blocks in a row of the grid, of which those without columns do nothing
 };
+
+// How the columns are split once the position is known; the same whoever knew it.
+struct DecodeSplits {
+  int firstRow;
+  int columns;
+  int columnsPerSplit;
+  int count;
+};
+
+LONGSIGHT_HOST_DEVICE inline DecodeSplits splitColumns(const DecodeLayout& layout, int firstRow) {
+  DecodeSplits splits{};
+  splits.firstRow = firstRow;
+  splits.columns = firstRow + layout.rows;
+  const int perSplit = (splits.columns + layout.wantedSplits - 1) / layout.wantedSplits;
+  const int steps = (perSplit + layout.step - 1) / layout.step;
+  splits.columnsPerSplit = (steps > kLeastSteps ? steps : kLeastSteps) * layout.step;
+  splits.count = (splits.columns + splits.columnsPerSplit - 1) / splits.columnsPerSplit;
+  return splits;
+}
+
+__device__ __forceinline__ DecodeSplits splitColumns(const DecodeLayout& layout) {
+  // The host's bound keeps a wrong position inside grid and workspace.
+  return splitColumns(layout, layout.firstRowOnDevice == nullptr
+                                  ? layout.firstRow
+                                  : min(max(*layout.firstRowOnDevice, 0), layout.firstRow));
+}
 
 DecodeLayout decodeLayout(const DecodeTask& task) {
   DecodeLayout layout{};
   layout.rows = task.rows;
-  layout.firstRow = static_cast<int>(task.firstRow);
   layout.heads = task.shape.heads;
   layout.kvHeads = task.shape.kvHeads;
   layout.group = layout.heads / layout.kvHeads;
   layout.packedBlocks = (task.rows * layout.group + kPackedRows - 1) / kPackedRows;
-  const int columns = layout.firstRow + task.rows;
-  const int wanted = std::max(1, kWantedBlocks / (layout.kvHeads * layout.packedBlocks));
-  const int step = kColumns * warpsOf(task.shape.headDim);
-  const int perSplit = (columns + wanted - 1) / wanted;
-  layout.columnsPerSplit = std::max(4 * step, (perSplit + step - 1) / step * step);
-  layout.splits = (columns + layout.columnsPerSplit - 1) / layout.columnsPerSplit;
+  layout.firstRow = static_cast<int>(task.firstRow);
+  layout.firstRowOnDevice = task.firstRowOnDevice;
+  layout.wantedSplits = std::max(1, kWantedBlocks / (layout.kvHeads * layout.packedBlocks));
+  layout.step = kColumns * warpsOf(task.shape.headDim);
+  const int least = kLeastSteps * layout.step;
+  layout.maxSplits =
+      std::min(layout.wantedSplits, (layout.firstRow + layout.rows + least - 1) / least);
   return layout;
 }
 
@@ -80,11 +112,15 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
   const int packedBegin = blockIdx.z * kPackedRows;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int columnsEnd = min(layout.firstRow + layout.rows, (split + 1) * layout.columnsPerSplit);
+  letNextStart();
+  waitForPrevious();
+  const DecodeSplits splits = splitColumns(layout);
+  if (split >= splits.count) return;
+  const int columnsEnd = min(splits.columns, (split + 1) * splits.columnsPerSplit);
   const int64_t cacheRow = int64_t(kvHead) * tensors.capacityRows;
 
   const auto stepColumn = [&](int step) {
-    return split * layout.columnsPerSplit + (step * kWarps + warp) * kColumns;
+    return split * splits.columnsPerSplit + (step * kWarps + warp) * kColumns;
   };
   const int firstColumn = stepColumn(0);
   const int steps =
@@ -108,7 +144,7 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
     const bool valid = packed < layout.rows * layout.group;
     const int row = packed / layout.group;
     const int head = kvHead * layout.group + packed % layout.group;
-    position[half] = valid ? layout.firstRow + row : -1;
+    position[half] = valid ? splits.firstRow + row : -1;
     const T* query = static_cast<const T*>(tensors.queries) +
                      (valid ? (int64_t(row) * layout.heads + head) * kDim : 0);
 #pragma unroll
@@ -257,22 +293,25 @@ __global__ __launch_bounds__(kCombineThreads) void combineSplits(const DecodeLay
   __shared__ float weights[kWantedBlocks];
   __shared__ float sums[kWantedBlocks];
   __shared__ float values[kParts][kDim];
+  waitForPrevious();
+  letNextStart();
+  const int splits = splitColumns(layout).count;
   const int64_t pair = blockIdx.x;
   const int64_t pairs = int64_t(layout.rows) * layout.heads;
   const float scaleLog2 = tensors.scale * kLog2E;
-  for (int split = threadIdx.x; split < layout.splits; split += kParts * kDim) {
+  for (int split = threadIdx.x; split < splits; split += kParts * kDim) {
     const float2 part = partials.sums[split * pairs + pair];
     weights[split] = part.x;
     sums[split] = part.y;
   }
   __syncthreads();
   float best = -INFINITY;
-  for (int split = 0; split < layout.splits; ++split) best = fmaxf(best, weights[split]);
+  for (int split = 0; split < splits; ++split) best = fmaxf(best, weights[split]);
   const int dim = threadIdx.x % kDim;
   const int part = threadIdx.x / kDim;
   float value = 0.0f;
 #pragma unroll 4
-  for (int split = part; split < layout.splits; split += kParts) {
+  for (int split = part; split < splits; split += kParts) {
     value += exp2f((weights[split] - best) * scaleLog2) *
              partials.output[(split * pairs + pair) * kDim + dim];
   }
@@ -280,7 +319,7 @@ __global__ __launch_bounds__(kCombineThreads) void combineSplits(const DecodeLay
   __syncthreads();
   if (part != 0) return;
   float total = 0.0f;
-  for (int split = 0; split < layout.splits; ++split) {
+  for (int split = 0; split < splits; ++split) {
     total += exp2f((weights[split] - best) * scaleLog2) * sums[split];
   }
 #pragma unroll
@@ -295,27 +334,26 @@ __global__ __launch_bounds__(kCombineThreads) void combineSplits(const DecodeLay
 template <class Step, class T, int kDim>
 cudaError_t launch(const DecodeTask& task, void* workspace, cudaStream_t stream) {
   const DecodeLayout layout = decodeLayout(task);
-  const int64_t slots = int64_t{layout.splits} * layout.rows * layout.heads;
+  const int64_t slots = int64_t{layout.maxSplits} * layout.rows * layout.heads;
   auto* output = static_cast<float*>(workspace);
   const Partials partials{output, reinterpret_cast<float2*>(output + slots * kDim)};
   constexpr int kBytes = sizeof(SharedMemoryPlan<Step, kDim>);
   static_assert(kBytes <= kSharedBytesEverywhere);
   const cudaError_t error = allowShared(decodeSplit<Step, T, kDim>, kBytes);
   if (error != cudaSuccess) return error;
-  decodeSplit<Step, T, kDim>
-      <<<dim3(layout.splits, layout.kvHeads, layout.packedBlocks), warpsOf(kDim) * 32, kBytes,
-         stream>>>(layout, partials, task.tensors);
-  if (const cudaError_t failed = cudaGetLastError(); failed != cudaSuccess) return failed;
-  combineSplits<T, kDim><<<layout.rows * layout.heads, kCombineParts<kDim> * kDim, 0, stream>>>(
-      layout, partials, task.tensors);
-  return cudaGetLastError();
+  const cudaError_t failed = launchDependent(
+      decodeSplit<Step, T, kDim>, dim3(layout.maxSplits, layout.kvHeads, layout.packedBlocks),
+      warpsOf(kDim) * 32, kBytes, stream, layout, partials, task.tensors);
+  if (failed != cudaSuccess) return failed;
+  return launchDependent(combineSplits<T, kDim>, dim3(layout.rows * layout.heads),
+                         kCombineParts<kDim> * kDim, 0, stream, layout, partials, task.tensors);
 }
 
 }  // namespace
 
 int64_t decodeWorkspaceBytes(const DecodeTask& task) {
   const DecodeLayout layout = decodeLayout(task);
-  return int64_t{layout.splits} * layout.rows * layout.heads * (task.shape.headDim + 2) * 4;
+  return int64_t{layout.maxSplits} * layout.rows * layout.heads * (task.shape.headDim + 2) * 4;
 }
 
 cudaError_t launchDecode(const DecodeTask& task, void* workspace, cudaStream_t stream) {

@@ -81,15 +81,12 @@ __global__ __launch_bounds__(kThreads) void quantize(const QuantizeTask task, in
   float most = fabsf(value);
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-  // Beyond fp16 the values saturate.
-  const __half scale = __float2half_ru(fminf(most / 127.0f, 65504.0f));
-  const float divisor = __half2float(scale);
-  const float integer = divisor > 0.0f ? rintf(value / divisor) : 0.0f;
+  const __half scale = q8Scale(most);
   const int64_t target =
       rowAndHead % shape.kvHeads * task.capacityRows + task.firstRow + rowAndHead / shape.kvHeads;
   if (valid) {
     static_cast<int8_t*>(task.values)[target * shape.headDim + dim] =
-        static_cast<int8_t>(fminf(fmaxf(integer, -127.0f), 127.0f));
+        q8Integer(value, __half2float(scale));
   }
   if (lane == 0) static_cast<__half*>(task.scales)[target * blocksPerRow + block] = scale;
 }

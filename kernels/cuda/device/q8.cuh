@@ -5,6 +5,18 @@
 
 namespace longsight::cuda {
 
+// The scale of a block whose largest magnitude is `most`: the least fp16 number that takes it to
+// 127 or below; the largest there is where there is none.
+__device__ __forceinline__ __half q8Scale(float most) {
+  return __float2half_ru(fminf(most / 127.0f, 65504.0f));
+}
+
+// The integer of a value; `scale` as a float. Beyond fp16 values saturate.
+__device__ __forceinline__ int8_t q8Integer(float value, float scale) {
+  const float integer = scale > 0.0f ? rintf(value / scale) : 0.0f;
+  return static_cast<int8_t>(fminf(fmaxf(integer, -127.0f), 127.0f));
+}
+
 // Four consecutive values of one block.
 __device__ __forceinline__ void dequantize4(uint32_t integers, float scale, float (&values)[4]) {
   // A byte b in the lowest bits of 2^23 reads as 2^23 + b: cheaper than converting an integer.

@@ -40,7 +40,7 @@ struct RmsNormTask {
   int32_t width = 0;
   float epsilon = 0.0f;
 };
-inline constexpr int32_t kMaxNormWidth = 32768;
+inline constexpr int32_t kMaxNormWidth = 16384;
 std::string validate(const RmsNormTask& task);
 cudaError_t launchRmsNorm(const RmsNormTask& task, cudaStream_t stream);
 

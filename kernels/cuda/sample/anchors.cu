@@ -15,7 +15,8 @@ __global__ __launch_bounds__(kSumThreads,
                              4) void anchors(const __grid_constant__ ChunkLayout layout,
                                              const Workspace workspace, const T* queries,
                                              const T* keys, int64_t capacityRows, float scale,
-                                             float lnEpsilon, int chunks) {
+                                             float lnEpsilon, const float* headEpsilons,
+                                             int chunks) {
   extern __shared__ char sharedBytes[];
   auto& shared = *reinterpret_cast<RowSumSharedMemory<T, kDim>*>(sharedBytes);
   const SegmentLayout& segment = layout.segments[blockIdx.z];
@@ -53,8 +54,9 @@ __global__ __launch_bounds__(kSumThreads,
     const int i = packedRowOfSum<1>(half);
     if (i >= packedRows) continue;
     const float anchor = (sums[half].maximum + log2f(sums[half].sum)) * kLn2;
+    const float cut = headEpsilons == nullptr ? lnEpsilon : logf(headEpsilons[headOf(i)]);
     workspace.voterValues[segment.voterBegin + int64_t(headOf(i)) * segment.voters + voterOf(i)] =
-        (anchor + lnEpsilon) / scale;
+        (anchor + cut) / scale;
   }
 }
 
@@ -75,7 +77,8 @@ cudaError_t launch(const LaunchContext& context) {
                      kSumThreads, kBytes, context.stream>>>(
       layout, context.workspace, static_cast<const T*>(context.tensors.queries),
       static_cast<const T*>(context.tensors.keys), context.tensors.capacityRows,
-      context.tensors.scale, static_cast<float>(std::log(context.chunk.options.epsilon)), chunks);
+      context.tensors.scale, static_cast<float>(std::log(context.chunk.options.epsilon)),
+      context.chunk.options.headEpsilons, chunks);
   return cudaGetLastError();
 }
 

@@ -14,6 +14,7 @@
 #include "attention/geometry.h"
 #include "bench_data.h"
 #include "device_memory.h"
+#include "kernels/cuda/filter/drawn_votes.h"
 #include "kernels/cuda/sample_attention.h"
 
 namespace longsight::cuda::test {
@@ -179,42 +180,9 @@ class Layer {
     return launchAudit(chunks_[chunk], tensors(chunk), workspace_->data(), nullptr);
   }
 
-  // Independent random votes for one chunk. Densities of (segment, head) are log-normal with sigma
-  // 0.8, scaled to the wanted mean over all pairs; one head is raised over one half.
   void randomVotes(double density, size_t chunk = 0) {
-    std::mt19937_64 random(seed_ + 99 + chunk);
-    std::normal_distribution<double> normal;
-    const std::span<const Segment> segments = chunks_[chunk].segments;
-    const auto heads = static_cast<size_t>(shape_.heads);
-    std::vector<double> shares(segments.size() * heads);
-    for (double& share : shares) share = std::exp(0.8 * normal(random));
-    double scale = density;
-    const auto shareOf = [&](size_t i) {
-      return i == heads * (segments.size() / 2) ? 0.55 : std::min(0.58, scale * shares[i]);
-    };
-    for (int step = 0; step < 30; ++step) {
-      double kept = 0, causal = 0;
-      for (size_t i = 0; i < shares.size(); ++i) {
-        const Segment& segment = segments[i / heads];
-        const auto pairs = static_cast<double>(causalPairCount(segment.begin, segment.end));
-        const double always =
-            std::min(pairs, 336.0 * static_cast<double>(segment.end - segment.begin));
-        kept += always + shareOf(i) * (pairs - always);
-        causal += pairs;
-      }
-      scale *= density / (kept / causal);
-    }
-    const WorkspaceOffsets offsets = workspaceOffsets(chunks_[chunk]);
-    auto* masks =
-        reinterpret_cast<uint32_t*>(static_cast<char*>(workspace_->data()) + offsets.votes);
-    for (size_t i = 0; i < shares.size(); ++i) {
-      const size_t segment = i / heads;
-      if (segments[segment].dense) continue;
-      fillRandomMask(
-          masks + offsets.maskWords(static_cast<int32_t>(segment), static_cast<int32_t>(i % heads)),
-          offsets.maskStride[segment], random(), static_cast<float>(shareOf(i)));
-    }
-    require(cudaDeviceSynchronize(), "random votes");
+    require(launchDrawnVotes(chunks_[chunk], {density, seed_}, workspace_->data(), nullptr),
+            "launchDrawnVotes");
   }
 
   // Kept pairs of all heads of a chunk, from the statistics on the device.
