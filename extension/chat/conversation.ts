@@ -38,6 +38,8 @@ export interface Entry {
   /** How long it thought, so far. */
   thinkingMs: number;
   progress: Progress;
+  /** Why the CPU computes although there may be a GPU; '' where nobody can change that. */
+  fallback: string;
   files: FileCounts | null;
   confirmation: Confirmation | null;
   citations: Citation[];
@@ -66,6 +68,7 @@ function unanswered(): Omit<Entry, 'id' | 'question'> {
     thinking: '',
     thinkingMs: 0,
     progress: { ...waiting },
+    fallback: '',
     files: null,
     confirmation: null,
     citations: [],
@@ -125,6 +128,9 @@ export class Conversation {
           etaMs: event.etaMs,
           perSecond: event.perSecond,
         };
+        return { kind: 'entry' };
+      case 'place':
+        entry.fallback = event.fallback;
         return { kind: 'entry' };
       case 'plan':
         entry.files = event.files;
@@ -190,6 +196,7 @@ export class Conversation {
     entry.citations = outcome.citations;
     entry.citationSpans = outcome.citationSpans;
     entry.files = outcome.files;
+    entry.fallback = outcome.stats.fallback;
     entry.stopReason = outcome.stopReason;
     entry.stats = outcome.stats;
   }

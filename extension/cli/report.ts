@@ -1,5 +1,6 @@
 /** Results as a person reads them in a terminal. */
 import type { AskAnswer } from '../engine/client';
+import { totalBytes } from '../engine/protocol';
 import type {
   AttentionStats,
   BenchResult,
@@ -7,7 +8,10 @@ import type {
   CalibrationPoint,
   Citation,
   DoctorResult,
+  KvCacheType,
+  MemoryStats,
   PackResult,
+  PartTimes,
   PhaseTimes,
   ScoreResult,
   Stats,
@@ -19,6 +23,8 @@ import {
   formatDuration,
   formatPercent,
   formatSpeed,
+  partTimes,
+  speculationText,
   thinkingText,
 } from '../status/format';
 
@@ -52,18 +58,39 @@ export function statsText(stats: Stats): string {
     ...(stats.thinking === null
       ? []
       : [['Thought', thinkingText(stats.thinking)] satisfies [string, string]]),
-    ['Answer', formatSpeed(stats.decodeTokensPerSecond)],
-    ['Attention', `${stats.params.policy}: ${attentionText(stats.attention)}`],
     [
-      'Memory',
-      `weights ${formatBytes(memory.weightBytes)}, ` +
-        `${stats.kvCache} KV cache ${formatBytes(memory.kvBytes)}, scratch ${formatBytes(memory.scratchBytes)}`,
+      'Answer',
+      [
+        formatSpeed(stats.decodeTokensPerSecond),
+        ...(stats.speculation === null ? [] : [speculationText(stats.speculation)]),
+      ].join(', '),
     ],
+    ...(stats.times === null
+      ? []
+      : [['Prefill', partsText(stats.times)] satisfies [string, string]]),
+    ['Attention', `${stats.params.policy}: ${attentionText(stats.attention)}`],
+    ['Memory', `${formatBytes(totalBytes(memory))}: ${memoryParts(memory, stats.kvCache)}`],
     ['Model', `${stats.model} on ${stats.device}`],
     ...(stats.calibration === undefined
       ? []
       : [['Calibration', stats.calibration] satisfies [string, string]]),
   ]);
+}
+
+function memoryParts(memory: MemoryStats, kvCache: KvCacheType): string {
+  const parts = [
+    `weights ${formatBytes(memory.weightBytes)}`,
+    `${kvCache} KV cache ${formatBytes(memory.kvBytes)}`,
+    `scratch ${formatBytes(memory.scratchBytes)}`,
+  ];
+  if (memory.fixedBytes > 0) parts.push(`driver and kernels ${formatBytes(memory.fixedBytes)}`);
+  return parts.join(', ');
+}
+
+function partsText(times: PartTimes): string {
+  return partTimes(times)
+    .map(({ name, ms }) => `${name} ${formatDuration(ms)}`)
+    .join(', ');
 }
 
 function phasesText(phases: PhaseTimes): string {
@@ -175,14 +202,11 @@ export function doctorText(result: DoctorResult): string {
       ],
     );
   }
-  if (result.memory) {
-    const { memory } = result;
-    const total = memory.weightBytes + memory.kvBytes + memory.scratchBytes;
+  for (const memory of result.memory) {
     rows.push([
-      'Memory',
-      `${formatBytes(total)} for ${formatCount(memory.contextTokens)} tokens ` +
-        `(weights ${formatBytes(memory.weightBytes)}, ` +
-        `${memory.kvCache} KV cache ${formatBytes(memory.kvBytes)}, scratch ${formatBytes(memory.scratchBytes)}), ${formatBytes(memory.availableBytes)} available: ` +
+      result.memory.length === 1 ? 'Memory' : `Memory ${memory.device}`,
+      `${formatBytes(totalBytes(memory))} for ${formatCount(memory.contextTokens)} tokens ` +
+        `(${memoryParts(memory, memory.kvCache)}), ${formatBytes(memory.availableBytes)} available: ` +
         (memory.fits ? 'fits' : `at most ${formatCount(memory.largestContextTokens)} tokens fit`),
     ]);
   }

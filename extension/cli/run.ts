@@ -12,7 +12,7 @@ import type {
   SampleAttentionParams,
 } from '../engine/protocol';
 import { defaultFolderBytes, sessionFile, sessionsFolder } from '../engine/sessionStore';
-import { errorText } from '../status/format';
+import { errorText, fallbackText } from '../status/format';
 import { commandHelp, generalHelp } from './help';
 import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
 import { ProgressLine } from './progress';
@@ -307,6 +307,7 @@ export class CommandRun {
   private readonly verbose: boolean;
   private readonly thoughtsShown: boolean;
   private inThought = false;
+  private fallbackTold = false;
 
   constructor(
     private readonly args: Arguments,
@@ -358,11 +359,18 @@ export class CommandRun {
       if (this.verbose || level !== 'info') this.note(`${text}\n`);
     });
     try {
-      return await action(engine, { signal, onEvent: (event) => this.progress.show(event) });
+      return await action(engine, { signal, onEvent: (event) => this.take(event) });
     } finally {
       this.clearLine();
       await engine.dispose();
     }
+  }
+
+  private take(event: Event): void {
+    this.progress.show(event);
+    if (event.type !== 'place' || event.fallback === '' || this.fallbackTold) return;
+    this.fallbackTold = true;
+    this.note(`${fallbackText(event.fallback)}\n`);
   }
 
   /**

@@ -89,6 +89,8 @@ export interface ModelSpec extends ModelReport {
   /** The tokenizer wants a BOS token before any prompt. */
   addBos: boolean;
   weightBytes: number;
+  /** Number of tokens. */
+  vocabulary: number;
 }
 
 /** `special`: special tokens in the text are parsed (template pieces); otherwise never. */
@@ -172,6 +174,8 @@ export interface GenerateOptions {
   sampling: Sampling;
   /** Goes on past the end-of-answer token. */
   ignoreEnd: boolean;
+  /** Guess tokens from the prompt and verify several at once; absent = true. */
+  speculate?: boolean;
   /**
    * For measurements with random weights, on a GPU: column lists of this density take the place of
    * those that stage 2 has made.

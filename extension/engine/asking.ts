@@ -7,7 +7,7 @@ import { opensThought } from '../prompt/thinking';
 import type { GenerateResult, NativeSession, PrefillPlan, Prompt } from './addon';
 import { Answer } from './answer';
 import { EngineError } from './errors';
-import { beginPhase, progressOf, stoppable, type JobContext } from './job';
+import { beginPhase, stoppable, type JobContext } from './job';
 import { restoreRows } from './keeping';
 import type { Loaded, ModelKeeper } from './loading';
 import { packPrompt, promptOf } from './packing';
@@ -22,8 +22,7 @@ export async function runAsk(
   const loaded = await keeper.openSession(
     request.model,
     { params, ropeBaseScale: 1, minTokens: 0 },
-    progressOf(context, 'load', 'bytes').bytes,
-    context.signal,
+    context,
   );
   await restoreRows(loaded, request.savedSession, context);
   const { session } = loaded;
@@ -171,9 +170,9 @@ function statsOf(
 ): EngineStats {
   return {
     model: loaded.model.spec.name,
-    backend: 'cpu',
-    device: 'CPU',
-    fallback: '',
+    backend: loaded.placing.place.backend,
+    device: loaded.placing.device,
+    fallback: loaded.placing.fallback,
     params: request.params,
     kvCache: request.model.kvCache,
     ...(outcome.attention.calibrated && loaded.calibration !== undefined

@@ -17,8 +17,7 @@ export async function runBench(
   const { session } = await keeper.openSession(
     request.model,
     { params: request.params, ropeBaseScale: request.ropeBaseScale, minTokens: longest },
-    progressOf(context, 'load', 'bytes').bytes,
-    context.signal,
+    context,
   );
   const results: BenchRow[] = [];
   for (const count of request.tokenCounts) {

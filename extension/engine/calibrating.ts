@@ -18,6 +18,8 @@ export async function runCalibrate(
       'Use policy peak and an epsilon above 0.',
     );
   }
+  // Curves of epsilons are measured on the CPU alone.
+  const backend = request.model.backend === 'auto' ? 'cpu' : request.model.backend;
   const { model } = await keeper.openModel(request.model, context.signal);
   const texts: Int32Array[] = [];
   for (const text of request.texts) {
@@ -26,10 +28,9 @@ export async function runCalibrate(
   }
   const longest = Math.max(...texts.map((tokens) => tokens.length));
   const { session } = await keeper.openSession(
-    { ...request.model, calibration: 'off' },
+    { ...request.model, backend, calibration: 'off' },
     { params, ropeBaseScale: request.ropeBaseScale, minTokens: longest },
-    progressOf(context, 'load', 'bytes').bytes,
-    context.signal,
+    context,
   );
   beginPhase(context, 'prefill');
   const outcome = await stoppable(context, session, () =>

@@ -36,15 +36,19 @@ export class CrashRecord {
 }
 
 export function describeCrash(end: ChildEnd, phase: Phase | null): string {
+  return `The engine process ${describeEnd(end, phase === null ? '' : ` in phase ${phase}`)}`;
+}
+
+/** `was ended by signal SIGSEGV. Its last line: …` */
+export function describeEnd(end: ChildEnd, when = ''): string {
   const how = end.failure
     ? `could not be run (${end.failure})`
     : end.signal !== null
       ? `was ended by signal ${end.signal}`
       : `ended with exit code ${end.exitCode ?? 'unknown'}`;
-  const when = phase === null ? '' : ` in phase ${phase}`;
   const lastLine = end.lastLines.filter((line) => line.trim() !== '').at(-1);
   const said = lastLine === undefined ? '' : ` Its last line: ${lastLine.trim().slice(0, 300)}`;
-  return `The engine process ${how}${when}.${said}`;
+  return `${how}${when}.${said}`;
 }
 
 function wayOut(end: ChildEnd): string {

@@ -45,8 +45,7 @@ export async function runEvaluate(
         ropeBaseScale: length.ropeBaseScale,
         minTokens: length.tokens,
       },
-      progressOf(context, 'load', 'bytes').bytes,
-      context.signal,
+      context,
     );
     for (const text of texts) await evaluation.measure(session, text, length);
   }

@@ -3,6 +3,7 @@ import type { Addon } from './addon';
 import { runAsk } from './asking';
 import { runBench } from './benching';
 import { runCalibrate } from './calibrating';
+import type { CudaProbe } from './cudaProbe';
 import { runDoctor } from './doctor';
 import { cancelled, toErrorInfo } from './errors';
 import { runEvaluate } from './evaluating';
@@ -17,6 +18,7 @@ import { runScore } from './scoring';
 export interface JobsParts {
   /** Loads the addon on first use; throws a typed error when it cannot. */
   addon: () => Addon;
+  cuda: CudaProbe;
   send: (event: Event) => void;
   /** Monotonic clock in ms. */
   now: () => number;
@@ -36,7 +38,7 @@ export class Jobs {
   private readonly keeper: ModelKeeper;
 
   constructor(private readonly parts: JobsParts) {
-    this.keeper = new ModelKeeper(parts.addon);
+    this.keeper = new ModelKeeper(parts.addon, parts.cuda);
   }
 
   /** Address of the running request; empty strings when there is none. */
@@ -113,7 +115,7 @@ export class Jobs {
       case 'evaluate':
         return runEvaluate(request, this.keeper, context);
       case 'doctor':
-        return runDoctor(request, this.parts.addon, this.keeper, this.parts.version, context);
+        return runDoctor(request, this.parts, this.keeper, context);
     }
   }
 }

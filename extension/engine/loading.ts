@@ -1,19 +1,21 @@
 /** Keeps one model and one session (KV cache) between requests and replaces them on demand. */
 import { access, constants, stat } from 'node:fs/promises';
-import type { Addon, NativeModel, NativeSession } from './addon';
+import type { Addon, ByteProgress, NativeModel, NativeSession } from './addon';
 import { findCalibration, useCalibration } from './calibration';
-import { cancelled, EngineError, invalidParams } from './errors';
+import type { CudaProbe } from './cudaProbe';
+import { cancelled, EngineError, toErrorInfo } from './errors';
+import { progressOf, type JobContext } from './job';
 import { Kept } from './keeping';
 import { defaultParams } from './params';
-import type { KvCacheType, MemoryEstimate, ModelRequest, SampleAttentionParams } from './protocol';
+import {
+  choosePlacing,
+  isGpuRefusal,
+  placingWithout,
+  type Placing,
+  type SessionNeed,
+} from './placing';
+import type { ModelRequest } from './protocol';
 import { TokenCache } from './tokenCache';
-
-export interface SessionNeed {
-  params: SampleAttentionParams;
-  ropeBaseScale: number;
-  /** The KV cache must hold at least this many tokens; 0 = as many as the request says. */
-  minTokens: number;
-}
 
 export interface OpenModel {
   model: NativeModel;
@@ -22,15 +24,11 @@ export interface OpenModel {
 
 export interface Loaded extends OpenModel {
   session: NativeSession;
+  placing: Placing;
   kept: Kept;
   /** Path of the calibration that the session uses where it fits. */
   calibration: string | undefined;
 }
-
-export type LoadProgress = (doneBytes: number, totalBytes: number) => void;
-
-// Less than this holds no question about a workspace.
-const smallestContextTokens = 512;
 
 export class ModelKeeper {
   private model: (OpenModel & { key: string }) | null = null;
@@ -38,7 +36,10 @@ export class ModelKeeper {
   /** Openings run one after another; one whose request was cancelled still ends properly. */
   private tail: Promise<unknown> = Promise.resolve();
 
-  constructor(private readonly addon: () => Addon) {}
+  constructor(
+    private readonly addon: () => Addon,
+    private readonly cuda: CudaProbe,
+  ) {}
 
   /** Header, metadata and vocabulary; the same model as last time when the file is unchanged. */
   async openModel(request: ModelRequest, signal: AbortSignal): Promise<OpenModel> {
@@ -49,19 +50,22 @@ export class ModelKeeper {
   }
 
   /**
-   * Weights and KV cache as well. Errors: those of the file, `notEnoughMemory`, `invalidParams`,
-   * `promptTooLong`. On abort it returns at once; what is being read stays for the next request.
+   * Weights and KV cache as well, where the request and the machine allow. Errors: those of the
+   * file, `notEnoughMemory`, `invalidParams`, `promptTooLong`, `deviceUnavailable`. On abort it returns at once; what is being read stays for the next request.
    */
   async openSession(
     request: ModelRequest,
     need: SessionNeed,
-    onProgress: LoadProgress,
-    signal: AbortSignal,
+    context: JobContext,
   ): Promise<Loaded> {
-    return unlessAborted(
-      signal,
+    const onProgress = progressOf(context, 'load', 'bytes').bytes;
+    const loaded = await unlessAborted(
+      context.signal,
       this.inTurn(() => this.switchSession(request, need, onProgress)),
     );
+    const { place, device, fallback } = loaded.placing;
+    context.send({ type: 'place', backend: place.backend, device, fallback });
+    return loaded;
   }
 
   /** The session of the last request; undefined when there is none. */
@@ -70,21 +74,20 @@ export class ModelKeeper {
   }
 
   /** Size of the context that a question would get, without loading weights. */
-  contextTokens({ model }: OpenModel, request: ModelRequest): number {
+  async contextTokens({ model }: OpenModel, request: ModelRequest): Promise<number> {
     const open = this.session?.loaded;
     const opened = this.session?.request;
     if (
       open?.model === model &&
       opened?.contextTokens === request.contextTokens &&
-      opened.kvCache === request.kvCache
+      opened.kvCache === request.kvCache &&
+      opened.backend === request.backend &&
+      opened.device === request.device
     ) {
       return open.session.contextTokens;
     }
-    return chooseContext(model, request, {
-      params: defaultParams,
-      ropeBaseScale: 1,
-      minTokens: 0,
-    });
+    const need = { params: defaultParams, ropeBaseScale: 1, minTokens: 0 };
+    return (await choosePlacing(model, request, need, this.cuda)).contextTokens;
   }
 
   private inTurn<T>(run: () => Promise<T>): Promise<T> {
@@ -94,7 +97,6 @@ export class ModelKeeper {
   }
 
   private async switchModel(request: ModelRequest): Promise<OpenModel> {
-    requireDevice(request);
     const key = await fileKey(request.path);
     if (this.model?.key === key) return this.model;
     this.dropModel();
@@ -106,14 +108,17 @@ export class ModelKeeper {
   private async switchSession(
     request: ModelRequest,
     need: SessionNeed,
-    onProgress: LoadProgress,
+    onProgress: ByteProgress,
   ): Promise<Loaded> {
     const { model, tokens } = await this.switchModel(request);
     const threads = request.threads || this.addon().machine().physicalCores;
     const { kvCache } = request;
     const { minTokens, ropeBaseScale } = need;
+    const { backend, device } = request;
     const calibration = request.calibration === 'off' ? null : await findCalibration(request.path);
     const key = [
+      backend,
+      device,
       request.contextTokens,
       minTokens,
       threads,
@@ -121,17 +126,44 @@ export class ModelKeeper {
       kvCache,
       calibration?.key,
     ].join('/');
-    if (this.session?.key === key) return this.session.loaded;
+    if (this.session?.key === key && !(await this.couldMove(model, request, need))) {
+      return this.session.loaded;
+    }
     this.dropSession();
-    const contextTokens = chooseContext(model, request, need);
-    const session = await model.createSession(
-      { backend: 'cpu', device: 0, contextTokens, threads, ropeBaseScale, kvCache },
-      onProgress,
-    );
+    const create = ({ place, contextTokens }: Placing) =>
+      model.createSession({ ...place, contextTokens, threads, ropeBaseScale, kvCache }, onProgress);
+    let placing = await choosePlacing(model, request, need, this.cuda);
+    let session: NativeSession;
+    try {
+      session = await create(placing);
+    } catch (error) {
+      const onGpu = placing.place.backend === 'cuda';
+      if (!onGpu || backend !== 'auto' || !isGpuRefusal(error)) throw error;
+      const { code, message, action } = toErrorInfo(error);
+      placing = placingWithout(new EngineError(code, message, action), model, request, need);
+      session = await create(placing);
+    }
     if (calibration !== null) useCalibration(session, calibration);
-    const loaded = { model, tokens, session, kept: new Kept(), calibration: calibration?.path };
+    const loaded: Loaded = {
+      model,
+      tokens,
+      session,
+      placing,
+      kept: new Kept(),
+      calibration: calibration?.path,
+    };
     this.session = { key, request, loaded };
     return loaded;
+  }
+
+  /** Memory of the GPU that was missing is there now. */
+  private async couldMove(
+    model: NativeModel,
+    request: ModelRequest,
+    need: SessionNeed,
+  ): Promise<boolean> {
+    if (!this.session?.loaded.placing.passing) return false;
+    return (await choosePlacing(model, request, need, this.cuda)).place.backend === 'cuda';
   }
 
   private dropSession(): void {
@@ -144,90 +176,6 @@ export class ModelKeeper {
     this.model?.model.dispose();
     this.model = null;
   }
-}
-
-/** Size of the KV cache in tokens, within the model's context and the memory of this machine. */
-function chooseContext(model: NativeModel, request: ModelRequest, need: SessionNeed): number {
-  const trained = Math.floor(model.spec.contextTokens * need.ropeBaseScale);
-  if (need.minTokens > trained) {
-    throw new EngineError(
-      'promptTooLong',
-      `${need.minTokens} tokens do not fit into the model's context of ${trained}.`,
-      'Use fewer tokens, a model with a longer context, or a larger --rope-base-scale.',
-    );
-  }
-  if (request.contextTokens > trained) {
-    throw invalidParams(
-      `contextTokens = ${request.contextTokens} is above the model's context of ${trained}.`,
-      `Use ${trained} or less, or 0 for as much as fits.`,
-    );
-  }
-  if (request.contextTokens > 0 && request.contextTokens < need.minTokens) {
-    throw new EngineError(
-      'promptTooLong',
-      `${need.minTokens} tokens do not fit into contextTokens = ${request.contextTokens}.`,
-      'Use fewer tokens, or a larger context, or 0 for as much as is needed.',
-    );
-  }
-  const wanted = request.contextTokens || need.minTokens || trained;
-  const estimateWith = (kvCache: KvCacheType) =>
-    model.estimateMemory({
-      backend: 'cpu',
-      device: 0,
-      contextTokens: wanted,
-      params: need.params,
-      kvCache,
-    });
-  const estimate = estimateWith(request.kvCache);
-  if (estimate.fits) return wanted;
-  const largest = estimate.largestContextTokens;
-  const flexible = request.contextTokens === 0 && need.minTokens === 0;
-  if (flexible && largest >= smallestContextTokens) return Math.min(largest, wanted);
-  throw notEnoughMemory(model, estimate, request.kvCache === 'q8' ? null : estimateWith('q8'));
-}
-
-/** `smaller`: what the same context would need with a smaller KV cache, if there is one. */
-function notEnoughMemory(
-  model: NativeModel,
-  estimate: MemoryEstimate,
-  smaller: MemoryEstimate | null,
-): EngineError {
-  const { weightBytes, kvBytes, scratchBytes, availableBytes, contextTokens } = estimate;
-  const total = weightBytes + kvBytes + scratchBytes;
-  const largest = estimate.largestContextTokens;
-  const ways: string[] = [];
-  if (largest >= smallestContextTokens) ways.push(`use a context of ${largest} tokens or less`);
-  if (smaller?.fits) ways.push('keep the KV cache as q8');
-  else if (smaller && smaller.largestContextTokens >= smallestContextTokens) {
-    ways.push(`keep the KV cache as q8 with a context of ${smaller.largestContextTokens} or less`);
-  }
-  if (ways.length === 0) ways.push('use a smaller model or a smaller quantization');
-  return new EngineError(
-    'notEnoughMemory',
-    `${model.spec.name} with a context of ${contextTokens} tokens needs ${gib(total)} ` +
-      `(weights ${gib(weightBytes)}, KV cache ${gib(kvBytes)}, scratch ${gib(scratchBytes)}); ` +
-      `${gib(availableBytes)} are available.`,
-    capitalized(`${[...ways, 'free memory'].join(', or ')}.`),
-  );
-}
-
-function capitalized(text: string): string {
-  return text.slice(0, 1).toUpperCase() + text.slice(1);
-}
-
-function gib(bytes: number): string {
-  return bytes >= 2 ** 30
-    ? `${(bytes / 2 ** 30).toFixed(1)} GiB`
-    : `${Math.ceil(bytes / 2 ** 20)} MiB`;
-}
-
-function requireDevice(request: ModelRequest): void {
-  if (request.backend !== 'cuda') return;
-  throw new EngineError(
-    'deviceUnavailable',
-    'Backend cuda is not available: this version computes on the CPU only.',
-    'Use the backend cpu or auto.',
-  );
 }
 
 /** Changes when the file does. */

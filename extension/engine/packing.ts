@@ -90,7 +90,7 @@ export async function runPack(
   const { packing } = await packPrompt(
     {
       workspace: request.workspace,
-      contextTokens: keeper.contextTokens(open, request.model),
+      contextTokens: await keeper.contextTokens(open, request.model),
       answerTokens: answerReserveTokens,
       chat: [],
       question: '',

@@ -155,6 +155,11 @@ export interface MemoryStats {
   fixedBytes: number;
 }
 
+/** All parts together. */
+export function totalBytes(memory: MemoryStats): number {
+  return memory.weightBytes + memory.kvBytes + memory.scratchBytes + memory.fixedBytes;
+}
+
 /** Where the time of a prefill on a GPU went. */
 export interface PartTimes {
   linearMs: number;
@@ -319,6 +324,7 @@ export interface BenchResult {
 }
 
 export interface DeviceReport {
+  /** `cpu`, `cuda:0` and so on; `cuda` when there is no GPU to name. */
   name: string;
   usable: boolean;
   /** Why it is not usable, or what it will run. */
@@ -345,6 +351,12 @@ export interface MemoryEstimate extends MemoryStats {
   largestContextTokens: number;
 }
 
+export interface DeviceMemory extends MemoryEstimate {
+  /** As in `devices`. */
+  device: string;
+  kvCache: KvCacheType;
+}
+
 export interface DoctorResult {
   version: string;
   platform: string;
@@ -352,7 +364,8 @@ export interface DoctorResult {
   cpuFeatures: string[];
   kernels: { attention: string; linear: string };
   model?: ModelReport;
-  memory?: MemoryEstimate & { kvCache: KvCacheType };
+  /** Of the model on each device that it could run on: GPUs first. */
+  memory: DeviceMemory[];
   /** Saved sessions on this machine. */
   sessions: { folder: string; files: number; bytes: number };
   /** What does not work here, each with its way out; empty when all is well. */
@@ -548,6 +561,15 @@ export interface ProgressEvent extends Addressed {
   etaMs: number | null;
 }
 
+/** Where the model computes: sent when it is loaded. */
+export interface PlaceEvent extends Addressed {
+  type: 'place';
+  backend: Backend;
+  /** As in `EngineStats`. */
+  device: string;
+  fallback: string;
+}
+
 /** Sent after tokenizing, before prefill. */
 export interface PlanEvent extends Addressed {
   type: 'plan';
@@ -622,6 +644,7 @@ export interface HeartbeatEvent extends Addressed {
 export type Event =
   | PhaseEvent
   | ProgressEvent
+  | PlaceEvent
   | PlanEvent
   | ConfirmEvent
   | TokenEvent

@@ -29,8 +29,7 @@ export async function runScore(
       ropeBaseScale: request.ropeBaseScale,
       minTokens: tokens.length,
     },
-    progressOf(context, 'load', 'bytes').bytes,
-    context.signal,
+    context,
   );
   beginPhase(context, 'prefill');
   const denseFrom = request.tailPolicy === 'dense' ? tokens.length - tail : tokens.length;

@@ -1,11 +1,14 @@
 /**
  * The engine process: the only code that loads the addon. It runs one request at a time for the
- * process that forked it, and ends with that process.
+ * process that forked it, and ends with that process. Forked with `--probe-cuda` it says which GPUs
+ * there are, and ends.
  */
 import { createRequire } from 'node:module';
 import os from 'node:os';
 import path from 'node:path';
 import type { Addon } from './addon';
+import { machineProbe, probeArgument, type ProbeReply } from './cudaProbe';
+import { toErrorInfo } from './errors';
 import { Jobs } from './jobs';
 import { loadAddon } from './loadAddon';
 import type { Event, Request } from './protocol';
@@ -40,19 +43,34 @@ const addon = (): Addon => {
   return loaded;
 };
 
-const send = (event: Event): void => {
-  // A message that cannot be sent has lost its reader: `disconnect` follows.
-  if (process.connected) process.send!(event, undefined, undefined, () => undefined);
-};
+if (process.argv.includes(probeArgument)) probe();
+else serve();
 
-const jobs = new Jobs({
-  addon,
-  send,
-  now: () => performance.now(),
-  version: installedVersion(__dirname),
-});
-process.on('message', (message) => jobs.handle(message as Request));
+function probe(): void {
+  let reply: ProbeReply;
+  try {
+    reply = { devices: addon().cudaDevices() };
+  } catch (error) {
+    reply = { error: toErrorInfo(error) };
+  }
+  // A driver may crash or block at the end of a process, too.
+  process.send!(reply, undefined, undefined, () => process.kill(process.pid, 'SIGKILL'));
+}
 
-setInterval(() => {
-  send({ type: 'heartbeat', ...jobs.current(), rssBytes: process.memoryUsage.rss() });
-}, heartbeatMs);
+function serve(): void {
+  const send = (event: Event): void => {
+    // A message that cannot be sent has lost its reader: `disconnect` follows.
+    if (process.connected) process.send!(event, undefined, undefined, () => undefined);
+  };
+  const jobs = new Jobs({
+    addon,
+    cuda: machineProbe(__filename, path.join(__dirname, 'longsight-cuda.so')),
+    send,
+    now: () => performance.now(),
+    version: installedVersion(__dirname),
+  });
+  process.on('message', (message) => jobs.handle(message as Request));
+  setInterval(() => {
+    send({ type: 'heartbeat', ...jobs.current(), rssBytes: process.memoryUsage.rss() });
+  }, heartbeatMs);
+}

@@ -1,5 +1,13 @@
 /** Figures as people read them. Pure: status bar, statistics and chat use the same words. */
-import type { EngineErrorInfo, FileCounts, Phase, Stats, ThinkingStats } from '../engine/protocol';
+import type {
+  EngineErrorInfo,
+  FileCounts,
+  PartTimes,
+  Phase,
+  SpeculationStats,
+  Stats,
+  ThinkingStats,
+} from '../engine/protocol';
 
 /** `34 ms`, `0.42 s`, `3.2 s`, `12 s`, `1 min 5 s`, `14 min`, `2 h 5 min`. */
 export function formatDuration(ms: number): string {
@@ -112,6 +120,32 @@ export function thoughtLabel(ms: number, thinking: boolean): string {
 /** `312 tokens in 4.1 s, after the first token`. */
 export function thinkingText({ ms, tokens }: ThinkingStats): string {
   return `${formatCount(tokens)} tokens in ${formatDuration(ms)}, after the first token`;
+}
+
+/** `82 of 120 guessed tokens were right (68%)`. */
+export function speculationText({ draftedTokens, acceptedTokens }: SpeculationStats): string {
+  const share = formatPercent(acceptedTokens / Math.max(1, draftedTokens));
+  return `${formatCount(acceptedTokens)} of ${formatCount(draftedTokens)} guessed tokens were right (${share})`;
+}
+
+const partNames: readonly [keyof PartTimes, string][] = [
+  ['linearMs', 'linear'],
+  ['expandMs', 'expand'],
+  ['stage1Ms', 'stage 1'],
+  ['stage2Ms', 'stage 2'],
+  ['stage3Ms', 'stage 3'],
+  ['auditMs', 'audit'],
+  ['restMs', 'rest'],
+];
+
+/** The parts of a prefill on a GPU, in order, as people call them. */
+export function partTimes(times: PartTimes): { name: string; ms: number }[] {
+  return partNames.map(([key, name]) => ({ name, ms: times[key] }));
+}
+
+/** The one line for whoever has a GPU that is not used. */
+export function fallbackText(fallback: string): string {
+  return `On the CPU: ${fallback}`;
 }
 
 /** `TTFT 3.2 s · 14% attention`. */

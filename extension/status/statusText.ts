@@ -1,8 +1,9 @@
 /** What the one status bar item says about a conversation. Pure. */
 import type { Entry } from '../chat/conversation';
-import type { Stats } from '../engine/protocol';
+import { totalBytes, type Stats } from '../engine/protocol';
 import {
   errorText,
+  fallbackText,
   filesLine,
   formatBytes,
   formatCount,
@@ -91,7 +92,6 @@ export function statusText(entries: readonly Entry[]): StatusText {
 
 function statsTooltip(stats: Stats): string[] {
   const { density, sparseDensity, coverageMean, coverageP5 } = stats.attention;
-  const { weightBytes, kvBytes, scratchBytes } = stats.memory;
   const lines = [
     `Time to first token ${formatDuration(stats.ttftMs)}, of it prefill ${formatDuration(stats.phases.prefillMs)} at ${formatSpeed(stats.prefillTokensPerSecond)}.`,
     `${formatPercent(density)} of dense attention was computed${
@@ -107,7 +107,8 @@ function statsTooltip(stats: Stats): string[] {
   }
   lines.push(
     `${formatCount(stats.reusedTokens)} tokens reused, ${formatCount(stats.computedTokens)} computed.`,
-    `Memory ${formatBytes(weightBytes + kvBytes + scratchBytes)} on ${stats.device}.`,
+    `Memory ${formatBytes(totalBytes(stats.memory))} on ${stats.device}.`,
+    ...(stats.fallback === '' ? [] : [fallbackText(stats.fallback)]),
   );
   return lines;
 }

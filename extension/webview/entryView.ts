@@ -1,7 +1,14 @@
 /** One question and its answer. */
 import { isOpen, isThinking, type Entry } from '../chat/conversation';
 import { remediesOf, remedyTitles, type FromChat } from '../chat/messages';
-import { confirmText, filesLine, progressText, statsLine, thoughtLabel } from '../status/format';
+import {
+  confirmText,
+  fallbackText,
+  filesLine,
+  progressText,
+  statsLine,
+  thoughtLabel,
+} from '../status/format';
 import { placeCitations, uncheckedSpans } from '../chat/placeCitations';
 import { citationElement, clickedCitation, fillMarks, sourceList } from './citations';
 import { button, el, setText, updateChildren } from './dom';
@@ -11,6 +18,7 @@ export class EntryView {
   readonly element: HTMLElement;
   private readonly question = el('div', { class: 'question' });
   private readonly files = el('div', { class: 'files' });
+  private readonly fallback = el('div', { class: 'files fallback' });
   private readonly progress = el('div', { class: 'progress' });
   private readonly progressLabel = el('span', { class: 'progress-label' });
   private readonly cancel: HTMLButtonElement;
@@ -46,6 +54,7 @@ export class EntryView {
       { class: 'entry', 'data-id': String(entry.id) },
       this.question,
       this.files,
+      this.fallback,
       this.thought,
       this.answer,
       this.progress,
@@ -68,6 +77,8 @@ export class EntryView {
       entry.files === null ? '' : filesLine(entry.files, reading ? 'Reading' : 'Read'),
     );
     this.files.hidden = entry.files === null || (entry.state === 'failed' && entry.answer === '');
+    setText(this.fallback, entry.fallback === '' ? '' : fallbackText(entry.fallback));
+    this.fallback.hidden = entry.fallback === '';
     this.drawProgress();
     this.drawThought();
     this.drawAnswer();

@@ -1,5 +1,5 @@
 /** The statistics view: everything it shows is in the stats message of one answer. */
-import type { Stats } from '../engine/protocol';
+import { totalBytes, type PartTimes, type Stats } from '../engine/protocol';
 import type { FromStats, StatsOfQuestion, ToStats } from '../status/messages';
 import {
   formatBytes,
@@ -8,6 +8,8 @@ import {
   formatDuration,
   formatPercent,
   formatSpeed,
+  partTimes,
+  speculationText,
   thinkingText,
 } from '../status/format';
 import { button, el } from './dom';
@@ -42,6 +44,7 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
     el('p', { class: 'question' }, question),
     headline(stats),
     section('Time to first token', ...timeToFirstToken(stats)),
+    ...(stats.times === null ? [] : [section('Prefill on the GPU', prefillParts(stats.times))]),
     section('Attention density by layer and head', ...density(stats)),
     el(
       'div',
@@ -54,6 +57,9 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
           ['Computed', `${formatCount(stats.computedTokens)} tokens`],
           ['Prefill', formatSpeed(stats.prefillTokensPerSecond)],
           ['Decode', formatSpeed(stats.decodeTokensPerSecond)],
+          ...(stats.speculation === null
+            ? []
+            : [['Guessed ahead', speculationText(stats.speculation)] satisfies Fact]),
           ...(stats.thinking === null
             ? []
             : [['Thought', thinkingText(stats.thinking)] satisfies Fact]),
@@ -65,12 +71,10 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
           ['Weights', formatBytes(stats.memory.weightBytes)],
           [`KV cache (${stats.kvCache})`, formatBytes(stats.memory.kvBytes)],
           ['Scratch', formatBytes(stats.memory.scratchBytes)],
-          [
-            'Together',
-            formatBytes(
-              stats.memory.weightBytes + stats.memory.kvBytes + stats.memory.scratchBytes,
-            ),
-          ],
+          ...(stats.memory.fixedBytes === 0
+            ? []
+            : [['Driver and kernels', formatBytes(stats.memory.fixedBytes)] satisfies Fact]),
+          ['Together', formatBytes(totalBytes(stats.memory))],
         ]),
       ),
       section(
@@ -78,6 +82,7 @@ function page({ question, stats }: StatsOfQuestion): HTMLElement[] {
         facts([
           ['Model', stats.model],
           ['Device', stats.device],
+          ...(stats.fallback === '' ? [] : [['Why not a GPU', stats.fallback] satisfies Fact]),
           ...Object.entries(stats.params).map(([name, value]): Fact => [name, String(value)]),
         ]),
       ),
@@ -180,6 +185,36 @@ function timeToFirstToken(stats: Stats): HTMLElement[] {
     el('tbody', {}, ...rows, sum),
   );
   return [bar, table];
+}
+
+function prefillParts(times: PartTimes): HTMLElement {
+  const parts = partTimes(times);
+  const total = Math.max(
+    1e-9,
+    parts.reduce((sum, { ms }) => sum + ms, 0),
+  );
+  return el(
+    'table',
+    { class: 'figures' },
+    el(
+      'thead',
+      {},
+      el('tr', {}, ...['Part', 'Time', 'Share'].map((name) => el('th', { scope: 'col' }, name))),
+    ),
+    el(
+      'tbody',
+      {},
+      ...parts.map(({ name, ms }) =>
+        el(
+          'tr',
+          {},
+          el('th', { scope: 'row' }, name.slice(0, 1).toUpperCase() + name.slice(1)),
+          el('td', {}, formatDuration(ms)),
+          el('td', {}, phaseShare(ms / total)),
+        ),
+      ),
+    ),
+  );
 }
 
 function density(stats: Stats): HTMLElement[] {

@@ -301,6 +301,7 @@ Napi::Value toJs(Napi::Env env, const MemoryUse& memory) {
   object.Set("weightBytes", number(env, memory.weightBytes));
   object.Set("kvBytes", number(env, memory.kvBytes));
   object.Set("scratchBytes", number(env, memory.scratchBytes));
+  object.Set("fixedBytes", number(env, 0.0));
   return object;
 }
 
@@ -309,6 +310,7 @@ Napi::Value toJs(Napi::Env env, const MemoryEstimate& estimate) {
   object.Set("weightBytes", number(env, estimate.weightBytes));
   object.Set("kvBytes", number(env, estimate.kvBytes));
   object.Set("scratchBytes", number(env, estimate.scratchBytes));
+  object.Set("fixedBytes", number(env, 0.0));
   object.Set("contextTokens", number(env, estimate.contextTokens));
   object.Set("availableBytes", number(env, estimate.availableBytes));
   object.Set("fits", Napi::Boolean::New(env, estimate.fits));
@@ -348,6 +350,9 @@ Napi::Value toJs(Napi::Env env, const GenerateResult& result) {
   object.Set("stopReason", stopReasonName(result.stopReason));
   object.Set("attention", toJs(env, result.attention));
   object.Set("memory", toJs(env, result.memory));
+  object.Set("speculation", env.Null());
+  object.Set("times", env.Null());
+  object.Set("devicePeakBytes", env.Null());
   return object;
 }
 

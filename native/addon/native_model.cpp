@@ -65,6 +65,7 @@ Napi::Value NativeModel::spec(const Napi::CallbackInfo& info) {
     object.Set("eosText", model->tokenizer().eosText());
     object.Set("addBos", model->tokenizer().addsBos());
     object.Set("weightBytes", static_cast<double>(spec.weightBytes));
+    object.Set("vocabulary", spec.vocabulary);
     return object;
   });
 }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import {
   copyFileSync,
+  existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -41,7 +42,9 @@ const statsShape = [
   'prefillTokensPerSecond',
   'promptTokens',
   'reusedTokens',
+  'speculation',
   'thinking',
+  'times',
   'ttftMs',
 ];
 const keys = (value: object) => Object.keys(value).sort();
@@ -83,9 +86,9 @@ describe('integration: command line with a real model', function () {
       assert.deepEqual(keys(citation), ['endLine', 'path', 'startLine', 'status']);
     }
     const { stats } = result;
-    for (const key of statsShape) assert.ok(key in stats, key);
+    assert.deepEqual(keys(stats), statsShape);
     assert.deepEqual(keys(stats.attention), attentionShape);
-    for (const key of ['kvBytes', 'scratchBytes', 'weightBytes']) assert.ok(key in stats.memory);
+    assert.deepEqual(keys(stats.memory), ['fixedBytes', 'kvBytes', 'scratchBytes', 'weightBytes']);
     const sum = Object.values<number>(stats.phases).reduce((total, ms) => total + ms, 0);
     assert.ok(Math.abs(sum - stats.ttftMs) <= 0.02 * stats.ttftMs);
     assert.equal(stats.params.epsilon, 0.003);
@@ -273,8 +276,25 @@ describe('integration: command line with a real model', function () {
     assert.equal(result.devices[0].usable, true);
     assert.ok(result.cpuFeatures.length > 0 && result.kernels.attention !== '');
     assert.equal(result.model.architecture, 'llama');
-    assert.ok(result.memory.fits && result.memory.kvBytes > 0);
+    const cpu = result.memory.at(-1);
+    assert.ok(cpu.device === 'cpu' && cpu.fits && cpu.kvBytes > 0);
     assert.deepEqual(result.problems, []);
+  });
+
+  it('says that there is no GPU, answers on the CPU, and fails where one is demanded', async function () {
+    if (existsSync('/dev/nvidiactl')) this.skip();
+    const doctor = await cli(['doctor', '--json', '--model', model]);
+    assert.deepEqual(json(doctor.stdout).devices.slice(1), [
+      { name: 'cuda', usable: false, reason: 'No NVIDIA GPU was found.' },
+    ]);
+    const answered = await cli(ask('--json', '--max-tokens', '1', '--backend', 'auto'));
+    const { backend, device, fallback } = json(answered.stdout).stats;
+    assert.deepEqual([backend, device, fallback], ['cpu', 'CPU', '']);
+    assert.ok(!answered.stderr.includes('On the CPU'), answered.stderr);
+    const failed = await cli(ask('--json', '--backend', 'cuda'));
+    assert.equal(failed.status, 1);
+    assert.equal(json(failed.stdout).error.code, 'deviceUnavailable');
+    assert.match(failed.stderr, /No NVIDIA GPU was found\. Use the backend cpu or auto\./);
   });
 
   it('reports an addon that does not load, and still examines the machine', async () => {

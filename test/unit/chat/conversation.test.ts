@@ -48,6 +48,16 @@ describe('chat/conversation', () => {
     assert.deepEqual(conversation.open, []);
   });
 
+  it('keeps why the CPU computes, until the question is asked again', () => {
+    const { id } = conversation.begin('Why?');
+    const fallback = 'The NVIDIA driver is 535.1; the GPU needs 580 or newer.';
+    const place = event({ type: 'place', backend: 'cpu', device: 'CPU', fallback });
+    assert.deepEqual(conversation.apply(id, place), { kind: 'entry' });
+    assert.equal(conversation.get(id)?.fallback, fallback);
+    conversation.apply(id, resultEvent('Because.'));
+    assert.equal(conversation.restart(id)?.fallback, '');
+  });
+
   it('keeps a thought apart from the answer, and out of later prompts', () => {
     const { id } = conversation.begin('Why?');
     conversation.apply(id, event({ type: 'phase', phase: 'thinking' }));

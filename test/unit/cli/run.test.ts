@@ -84,6 +84,7 @@ const doctor: DoctorResult = {
   devices: [{ name: 'cpu', usable: true, reason: 'avx2' }],
   cpuFeatures: ['avx2'],
   kernels: { attention: 'avx2', linear: 'ggml' },
+  memory: [],
   sessions: { folder: '/c/longsight/sessions', files: 2, bytes: 3 * 2 ** 30 },
   problems: [],
 };
@@ -499,6 +500,15 @@ describe('cli/run', () => {
     assert.equal(await cli('score', '--text', path.join(folder, 'none'), '--json'), 1);
     assert.equal(JSON.parse(out.trim().split('\n').at(-1)!).error.code, 'unreadableFile');
     rmSync(folder, { recursive: true });
+  });
+
+  it('says once, and not in the result, why a GPU is not used', async () => {
+    const fallback = 'The NVIDIA driver is 535.1; the GPU needs 580 or newer.';
+    const place = { type: 'place', backend: 'cpu', device: 'CPU', fallback };
+    engine.events = [place, place] as unknown as Event[];
+    await cli('bench', '--tokens', '100', '--json');
+    assert.equal(err.split(`On the CPU: ${fallback}\n`).length, 2, err);
+    assert.ok(!out.includes('535.1'));
   });
 
   it('benches generated words that repeat, and says so', async () => {

@@ -19,7 +19,7 @@ import {
   type SaveResult,
 } from '../../../extension/engine/protocol';
 import { defaultSampling } from '../../../extension/engine/sampling';
-import { FakeAddon, memory } from './fakeAddon';
+import { FakeAddon, fakeCuda, memory } from './fakeAddon';
 
 describe('engine/asking', () => {
   let folder: string;
@@ -40,6 +40,7 @@ describe('engine/asking', () => {
     fake = new FakeAddon();
     events = [];
     jobs = new Jobs({
+      cuda: fakeCuda(),
       addon: () => fake.addon,
       send: (event) => events.push(event),
       now: () => performance.now(),
@@ -219,6 +220,7 @@ describe('engine/asking', () => {
       assert.equal(await maxTokens({ thinking: false }), 100);
       fake.settings.spec = {};
       jobs = new Jobs({
+        cuda: fakeCuda(),
         addon: () => fake.addon,
         send: (e) => events.push(e),
         now: () => 0,
@@ -398,6 +400,7 @@ describe('engine/asking', () => {
     const restart = () => {
       fake.calls.length = 0;
       jobs = new Jobs({
+        cuda: fakeCuda(),
         addon: () => fake.addon,
         send: (event) => events.push(event),
         now: () => performance.now(),

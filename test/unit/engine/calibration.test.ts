@@ -18,7 +18,7 @@ import type {
   JobRequest,
   ScoreRequest,
 } from '../../../extension/engine/protocol';
-import { FakeAddon } from './fakeAddon';
+import { FakeAddon, fakeCuda } from './fakeAddon';
 
 const summary = {
   target: { coverage: null, kl: null },
@@ -109,6 +109,7 @@ describe('engine/calibration', () => {
       fake = new FakeAddon();
       events = [];
       jobs = new Jobs({
+        cuda: fakeCuda(),
         addon: () => fake.addon,
         send: (event) => void events.push(event),
         now: () => performance.now(),

@@ -7,7 +7,7 @@ import { Jobs } from '../../../extension/engine/jobs';
 import { defaultParams } from '../../../extension/engine/params';
 import { chance, plantValues } from '../../../extension/engine/probing';
 import type { EvaluateRequest, Event } from '../../../extension/engine/protocol';
-import { FakeAddon } from './fakeAddon';
+import { FakeAddon, fakeCuda } from './fakeAddon';
 
 const lines = (count: number) =>
   Array.from({ length: count }, (_, i) => `line ${i} of a text\n`).join('');
@@ -24,6 +24,7 @@ describe('engine/evaluating', () => {
     fake = new FakeAddon();
     events = [];
     jobs = new Jobs({
+      cuda: fakeCuda(),
       addon: () => fake.addon,
       send: (event) => events.push(event),
       now: () => performance.now(),

@@ -12,6 +12,7 @@ import type {
   Prompt,
   SessionEvent,
 } from '../../../extension/engine/addon';
+import type { CudaProbe, CudaState } from '../../../extension/engine/cudaProbe';
 import type { AttentionStats, MemoryEstimate } from '../../../extension/engine/protocol';
 
 export const attention: AttentionStats = {
@@ -23,12 +24,25 @@ export const attention: AttentionStats = {
 };
 export const memory = { weightBytes: 1000, kvBytes: 200, scratchBytes: 30, fixedBytes: 0 };
 
+/** What asking for GPUs finds: by default none. */
+export function fakeCuda(state: Partial<CudaState> = {}): CudaProbe {
+  const { usable = [], refused = [] } = state;
+  const none = { message: 'No NVIDIA GPU was found.', action: '', fixable: false };
+  const { problem = usable.length > 0 ? null : none } = state;
+  const known = async () => ({ usable, refused, problem });
+  return { state: known, fresh: known };
+}
+
 export interface FakeSettings {
   spec: Partial<ModelSpec>;
   /** Texts that `generate` emits. */
   texts: string[];
   /** Context that fits into memory. */
   largestContextTokens: number;
+  /** The same on each GPU; what is thrown instead of an estimate. */
+  gpus: (number | Error)[];
+  /** Thrown instead of making a session on a GPU. */
+  gpuSessionError: Error | null;
   predictedMsPerToken: number;
   /** Of a scored prompt, what was not computed. */
   reusedShare: number;
@@ -49,6 +63,8 @@ export class FakeAddon {
     spec: {},
     texts: ['Hel', 'lo'],
     largestContextTokens: 1 << 20,
+    gpus: [],
+    gpuSessionError: null,
     predictedMsPerToken: 1,
     reusedShare: 0,
     afterScores: () => undefined,
@@ -94,6 +110,7 @@ export class FakeAddon {
       eosText: '<|im_end|>',
       addBos: false,
       weightBytes: memory.weightBytes,
+      vocabulary: 256,
       ...this.settings.spec,
     };
     return {
@@ -104,9 +121,11 @@ export class FakeAddon {
           return Int32Array.from(bytes);
         }),
       detokenize: async (tokens) => Uint8Array.from(tokens),
-      estimateMemory: ({ contextTokens, kvCache }): MemoryEstimate => {
-        const largestContextTokens =
-          this.settings.largestContextTokens * (kvCache === 'q8' ? 1.5 : 1);
+      estimateMemory: ({ backend, device, contextTokens, kvCache }): MemoryEstimate => {
+        const { gpus } = this.settings;
+        const most = backend === 'cpu' ? this.settings.largestContextTokens : gpus[device]!;
+        if (typeof most !== 'number') throw most;
+        const largestContextTokens = most * (kvCache === 'q8' ? 1.5 : 1);
         return {
           ...memory,
           contextTokens,
@@ -118,6 +137,9 @@ export class FakeAddon {
       createSession: async (options, onProgress) => {
         this.calls.push('createSession');
         this.options.push({ ...options });
+        if (options.backend === 'cuda' && this.settings.gpuSessionError) {
+          throw this.settings.gpuSessionError;
+        }
         onProgress(500, 1000);
         if (this.settings.loadMs > 0) {
           await new Promise((resolve) => setTimeout(resolve, this.settings.loadMs));

@@ -16,7 +16,7 @@ import type {
   ScoreRequest,
   ScoreResult,
 } from '../../../extension/engine/protocol';
-import { FakeAddon } from './fakeAddon';
+import { FakeAddon, fakeCuda } from './fakeAddon';
 
 describe('engine/jobs', () => {
   let folder: string;
@@ -32,6 +32,7 @@ describe('engine/jobs', () => {
     fake = new FakeAddon();
     events = [];
     jobs = new Jobs({
+      cuda: fakeCuda(),
       addon: () => fake.addon,
       send: (event) => events.push(event),
       now: () => performance.now(),
@@ -305,7 +306,7 @@ describe('engine/jobs', () => {
     });
     assert.equal(result.model!.architecture, 'llama');
     assert.ok(!('chatTemplate' in result.model!));
-    assert.equal(result.memory!.contextTokens, 8192);
+    assert.equal(result.memory[0]!.contextTokens, 8192);
     assert.deepEqual(result.problems, []);
   });
 
@@ -316,6 +317,7 @@ describe('engine/jobs', () => {
     });
     assert.equal((await run<DoctorResult>(doctor())).problems[0]!.code, 'notGguf');
     jobs = new Jobs({
+      cuda: fakeCuda(),
       addon: () => {
         throw Object.assign(new Error('bad ELF'), { code: 'addonFailedToLoad', action: 'Build.' });
       },

@@ -7,8 +7,10 @@ import {
   formatDuration,
   formatEstimate,
   formatPercent,
+  partTimes,
   progressText,
   resultText,
+  speculationText,
   statsLine,
   thinkingText,
   thoughtLabel,
@@ -49,6 +51,27 @@ describe('status/format', () => {
       [1, '100%'],
     ];
     for (const [share, text] of cases) assert.equal(formatPercent(share), text, `${share}`);
+  });
+
+  it('writes parts of a prefill and guessed tokens', () => {
+    const times = {
+      linearMs: 2400,
+      expandMs: 90,
+      stage1Ms: 80,
+      stage2Ms: 70,
+      stage3Ms: 900,
+      auditMs: 5,
+      restMs: 200,
+    };
+    assert.deepEqual(
+      partTimes(times).map(({ name, ms }) => `${name} ${ms}`),
+      'linear 2400,expand 90,stage 1 80,stage 2 70,stage 3 900,audit 5,rest 200'.split(','),
+    );
+    assert.equal(
+      speculationText({ draftedTokens: 1200, acceptedTokens: 840 }),
+      '840 of 1,200 guessed tokens were right (70%)',
+    );
+    assert.match(speculationText({ draftedTokens: 0, acceptedTokens: 0 }), /^0 of 0 .*\(0%\)/);
   });
 
   it('never calls a coverage below one 100%', () => {
