@@ -32,6 +32,9 @@ LIMITS = {
     "drawn_votes": (64, 0),
     "norms": (128, 256),
     "rope_store": (80, 8 << 10),
+    "place": (96, 0),
+    "expand": (96, 36 << 10),
+    "product": (128, 1 << 10),
     "bench_data": (64, 0),
 }
 
