@@ -230,7 +230,7 @@ typedef struct LsMemory {
   uint64_t kvBytes;
   /* Activations, attention workspace, expanded weights, output logits. */
   uint64_t scratchBytes;
-  /* What the CUDA context and the loaded kernels take. */
+  /* What kernels and graphs take once they are loaded, besides the CUDA context. */
   uint64_t fixedBytes;
   /* Free on the device at the time of the call. */
   uint64_t freeBytes;

@@ -48,8 +48,6 @@ export interface FakeSettings {
   reusedShare: number;
   /** Called at the end of the n-th `score`. */
   afterScores: (count: number) => void;
-  /** `generate` reuses what was generated for before, until a reset. */
-  caches: boolean;
   /** `generate` and `score` wait for `cancel`. */
   hang: boolean;
   openError: Error | null;
@@ -70,7 +68,6 @@ export class FakeAddon {
     predictedMsPerToken: 1,
     reusedShare: 0,
     afterScores: () => undefined,
-    caches: false,
     hang: false,
     openError: null,
     restoreError: null,
@@ -93,10 +90,7 @@ export class FakeAddon {
     cudaDevices: () => {
       throw new Error('Only the probe asks for GPUs.');
     },
-    openSynthetic: (name, { weights }) => {
-      this.calls.push(`openSynthetic ${name} ${weights}`);
-      return this.model(name);
-    },
+    openSynthetic: (name) => this.model(name),
   };
 
   private model(path: string): NativeModel {
@@ -159,7 +153,6 @@ export class FakeAddon {
 
   private session(contextTokens: number): NativeSession {
     let reusable = 0;
-    let cached = 0;
     let stop: ((error: Error) => void) | null = null;
     const hanging = () =>
       new Promise<never>((_resolve, reject) => {
@@ -178,8 +171,6 @@ export class FakeAddon {
         this.prompts.push(prompt);
         this.options.push({ ...options });
         const total = prompt.tokens.length;
-        const reused = this.settings.caches ? cached : 0;
-        cached = total;
         const event = (done: number): SessionEvent => ({
           type: 'prefill',
           done,
@@ -194,8 +185,8 @@ export class FakeAddon {
         for (const text of this.settings.texts) onEvent({ type: 'text', text });
         return {
           promptTokens: total,
-          reusedTokens: reused,
-          computedTokens: total - reused,
+          reusedTokens: 0,
+          computedTokens: total,
           generatedTokens: this.settings.texts.length,
           prefillMs: 10,
           decodeMs: 5,
@@ -261,10 +252,7 @@ export class FakeAddon {
         this.calls.push('cancel');
         stop?.(Object.assign(new Error('stopped'), { code: 'cancelled', action: '' }));
       },
-      reset: () => {
-        cached = 0;
-        this.calls.push('reset');
-      },
+      reset: () => void this.calls.push('reset'),
       dispose: () => void this.calls.push('dispose session'),
     };
   }
