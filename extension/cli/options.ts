@@ -177,14 +177,48 @@ export const commands: readonly Command[] = [
   {
     name: 'bench',
     summary: 'measures prefill, decode and memory at given lengths',
-    example: 'longsight bench --tokens 2048,8192 --decode 32',
+    example:
+      'longsight bench --synthetic llama-3.1-8b --weights q4_k_m --tokens 131072 --force-density 0.13 --decode 64',
     options: [
-      { name: 'tokens', value: 'N[,N...]', description: 'prompt lengths', required: true },
+      {
+        name: 'tokens',
+        value: 'N[,N...]',
+        description: 'prompt lengths (required without --prefix)',
+      },
+      {
+        name: 'prefix',
+        value: 'N',
+        description: 'with --new: a prompt whose first N tokens are in the cache already',
+      },
+      { name: 'new', value: 'M', description: 'tokens behind the prefix' },
       { ...text, description: `${text.description} (default: generated words)` },
       {
         name: 'decode',
         value: 'N',
-        description: 'tokens to generate after each prefill (default 0)',
+        description: 'tokens to generate behind each prompt (default 0)',
+      },
+      { name: 'runs', value: 'N', description: 'of each prompt; the median is shown (default 1)' },
+      {
+        name: 'speculate',
+        description: 'guess tokens from the prompt while generating, as answers do (default: no)',
+      },
+      {
+        name: 'synthetic',
+        value: 'NAME',
+        description:
+          'random weights in the shape of a model, made on the GPU: llama-3.1-8b, qwen2.5-7b and others',
+      },
+      {
+        name: 'weights',
+        value: 'TYPE',
+        description: 'type of the random weights, e.g. bf16, q8_0, q4_k_m (default bf16)',
+      },
+      {
+        name: 'force-density',
+        value: 'D',
+        description:
+          'with --synthetic: keep this share of the attention, above 0, at most 1, because random ' +
+          'weights have no structure to find; sampling runs and is timed nevertheless',
       },
       ropeBaseScale,
     ],

@@ -3,7 +3,6 @@ import type { AskAnswer } from '../engine/client';
 import { totalBytes } from '../engine/protocol';
 import type {
   AttentionStats,
-  BenchResult,
   CalibrateResult,
   CalibrationPoint,
   Citation,
@@ -161,21 +160,6 @@ export function scoreText(result: ScoreResult): string {
       ? []
       : [['Top-1', `${formatCoverage(result.top1Agreement)} as dense`] as [string, string]]),
   ]);
-}
-
-export function benchText(result: BenchResult): string {
-  const head = ['tokens', 'prefill', 'speed', 'density', 'sparse', 'coverage', 'decode', 'peak'];
-  const rows = result.results.map((row) => [
-    formatCount(row.tokens),
-    formatDuration(row.prefillMs),
-    formatSpeed(row.tokensPerSecond),
-    formatPercent(row.density),
-    row.sparseDensity === null ? '-' : formatPercent(row.sparseDensity),
-    row.coverageMean === null ? '-' : formatCoverage(row.coverageMean),
-    row.decodeTokensPerSecond === null ? '-' : formatSpeed(row.decodeTokensPerSecond),
-    formatBytes(row.peakBytes),
-  ]);
-  return columns([head, ...rows]);
 }
 
 export function doctorText(result: DoctorResult): string {

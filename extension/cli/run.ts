@@ -6,25 +6,20 @@ import type { AskAnswer, Engine, JobOptions } from '../engine/client';
 import type { SavePlace } from '../engine/idleSaver';
 import { nothingNew } from '../engine/protocol';
 import type {
+  BenchRequest,
   EngineErrorInfo,
   Event,
   ModelRequest,
   SampleAttentionParams,
+  SyntheticModel,
 } from '../engine/protocol';
 import { defaultFolderBytes, sessionFile, sessionsFolder } from '../engine/sessionStore';
 import { errorText, fallbackText } from '../status/format';
 import { commandHelp, generalHelp } from './help';
 import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
 import { ProgressLine } from './progress';
-import {
-  benchText,
-  calibrateText,
-  citationsText,
-  doctorText,
-  packText,
-  scoreText,
-  statsText,
-} from './report';
+import { benchText } from './benchReport';
+import { calibrateText, citationsText, doctorText, packText, scoreText, statsText } from './report';
 import { prepareEvaluate } from './evaluate';
 import { generatedText } from './generatedText';
 
@@ -248,15 +243,40 @@ async function prepareCalibrate(args: Arguments, run: CommandRun): Promise<Actio
 }
 
 async function prepareBench(args: Arguments, run: CommandRun): Promise<Action> {
+  const prefix = prefixOf(args);
   const body = {
-    tokenCounts: args.integers('tokens', 1, mostTokens),
+    synthetic: syntheticOf(args),
+    forcedDensity: args.optionalNumber('force-density', 0, 1, true),
+    tokenCounts:
+      prefix !== null && args.text('tokens') === undefined
+        ? []
+        : args.integers('tokens', 1, mostTokens),
+    prefix,
+    runs: args.integer('runs', 1, 1, 1000),
+    speculate: args.has('speculate'),
     decodeTokens: args.integer('decode', 0, 0, mostTokens),
     ropeBaseScale: args.number('rope-base-scale', 1, 1, 1000),
     params: run.params,
   };
+  if (body.forcedDensity !== null && body.synthetic === null) {
+    args.fail('--force-density needs --synthetic: with real weights the policy decides');
+  }
+  if (body.synthetic !== null) {
+    if (args.text('text') !== undefined) args.fail('--text and --synthetic are both given');
+    const model = { ...run.options(), path: '' };
+    return async (engine, options) => {
+      const result = await engine.bench({ ...body, text: new Uint8Array(), model }, options).result;
+      run.print(result, benchText(result));
+      return 0;
+    };
+  }
   const file = args.text('text');
   // More bytes than tokens are never needed; beyond 4 MB the text repeats.
-  const bytes = Math.min(8 * Math.max(...body.tokenCounts), 4 * 2 ** 20);
+  const longest = Math.max(
+    ...body.tokenCounts,
+    prefix === null ? 0 : prefix.tokens + prefix.newTokens,
+  );
+  const bytes = Math.min(8 * longest, 4 * 2 ** 20);
   const text = file === undefined ? generatedText(bytes) : await run.readText(file);
   if (file === undefined) {
     run.note('No --text is given: the prompt is generated words; density depends on the text.\n');
@@ -267,6 +287,24 @@ async function prepareBench(args: Arguments, run: CommandRun): Promise<Action> {
     run.print(result, benchText(result));
     return 0;
   };
+}
+
+function prefixOf(args: Arguments): BenchRequest['prefix'] {
+  const tokens = args.integer('prefix', 0, 1, mostTokens);
+  const newTokens = args.integer('new', 0, 1, mostTokens);
+  if (tokens === 0 && newTokens === 0) return null;
+  if (newTokens === 0) args.fail('--prefix is given without --new');
+  if (tokens === 0) args.fail('--new is given without --prefix');
+  return { tokens, newTokens };
+}
+
+function syntheticOf(args: Arguments): SyntheticModel | null {
+  const weights = args.text('weights');
+  if (args.text('synthetic') === undefined) {
+    if (weights !== undefined) args.fail('--weights is given without --synthetic');
+    return null;
+  }
+  return { name: args.required('synthetic'), weights: weights ?? 'bf16' };
 }
 
 async function prepareDoctor(_args: Arguments, run: CommandRun): Promise<Action> {
@@ -323,6 +361,11 @@ export class CommandRun {
     const rewritable = terminal.rewritable && !this.json;
     this.thoughtsShown = rewritable || args.has('show-thinking');
     this.progress = new ProgressLine(terminal.stderr, rewritable, this.thoughtsShown);
+  }
+
+  /** All of a model request but its file. */
+  options(): Omit<ModelRequest, 'path'> {
+    return this.modelOptions;
   }
 
   async model(): Promise<ModelRequest> {

@@ -1,9 +1,12 @@
-/** `bench`: speed, density and memory of prefill and decode at given lengths. */
-import { readFileSync, writeFileSync } from 'node:fs';
+/** `bench`: speed, density and memory of prefill and decode, on text or on random weights. */
+import type { GenerateResult, NativeModel, NativeSession } from './addon';
 import { tokenizeRaw } from './scoring';
 import { beginPhase, progressOf, stoppable, type JobContext } from './job';
-import type { ModelKeeper } from './loading';
-import type { BenchRequest, BenchResult, BenchRow } from './protocol';
+import { EngineError } from './errors';
+import type { Loaded, ModelKeeper, ModelSource } from './loading';
+import { PeakMemory } from './peakMemory';
+import { totalBytes, type BenchRequest, type BenchResult, type BenchRow } from './protocol';
+import { randomOf } from './random';
 import { defaultSampling } from './sampling';
 
 export async function runBench(
@@ -11,98 +14,168 @@ export async function runBench(
   keeper: ModelKeeper,
   context: JobContext,
 ): Promise<BenchResult> {
-  const { model } = await keeper.openModel(request.model, context.signal);
-  const text = await tokenizeRaw(model, request.text);
-  const longest = Math.max(...request.tokenCounts) + request.decodeTokens;
-  const { session } = await keeper.openSession(
-    request.model,
-    { params: request.params, ropeBaseScale: request.ropeBaseScale, minTokens: longest },
-    context,
-  );
+  const { synthetic, prefix } = request;
+  // Random weights are made on a GPU only.
+  const source: ModelSource =
+    synthetic === null ? request.model : { ...request.model, backend: 'cuda', synthetic };
+  const { model } = await keeper.openModel(source, context.signal);
+  const prompts = request.tokenCounts.map((tokens) => ({ tokens, reused: 0 }));
+  if (prefix !== null) {
+    prompts.push({ tokens: prefix.tokens + prefix.newTokens, reused: prefix.tokens });
+  }
+  const longest = Math.max(...prompts.map(({ tokens }) => tokens));
+  const promptOf = await promptsOf(request, model, longest);
+  const trained = Math.floor(model.spec.contextTokens * request.ropeBaseScale);
+  const need = {
+    params: request.params,
+    ropeBaseScale: request.ropeBaseScale,
+    // The first token needs no room where only the prompt is measured.
+    minTokens: longest + (request.decodeTokens || (longest === trained ? 0 : 1)),
+  };
+  const loaded = await keeper.openSession(source, need, context);
+  const bench = new Bench(request, loaded, context);
   const results: BenchRow[] = [];
-  for (const count of request.tokenCounts) {
-    const tokens = repeated(text, count);
-    session.reset();
-    beginPhase(context, 'prefill');
-    const report = progressOf(context, 'prefill', 'tokens').session;
+  for (const { tokens, reused } of prompts) {
+    results.push(await bench.measure(promptOf(tokens), reused));
+  }
+  const { placing } = loaded;
+  return {
+    model: model.spec.name,
+    weights: synthetic === null ? model.spec.fileType : synthetic.weights,
+    synthetic: synthetic !== null,
+    forcedDensity: request.forcedDensity,
+    backend: placing.place.backend,
+    device: placing.device,
+    kvCache: request.model.kvCache,
+    params: request.params,
+    runs: request.runs,
+    contextTokens: loaded.session.contextTokens,
+    estimatedBytes: totalBytes(
+      model.estimateMemory({
+        ...placing.place,
+        contextTokens: loaded.session.contextTokens,
+        params: request.params,
+        kvCache: request.model.kvCache,
+      }),
+    ),
+    results,
+  };
+}
+
+/** Prompts of any length: the text repeated or cut, or random tokens. */
+async function promptsOf(
+  request: BenchRequest,
+  model: NativeModel,
+  longest: number,
+): Promise<(count: number) => Int32Array> {
+  const all =
+    request.synthetic === null
+      ? await tokenizeRaw(model, request.text)
+      : randomTokens(longest, model.spec.vocabulary);
+  return (count) => {
+    const tokens = new Int32Array(count);
+    for (let at = 0; at < count; at += all.length) {
+      tokens.set(all.subarray(0, Math.min(all.length, count - at)), at);
+    }
+    return tokens;
+  };
+}
+
+function randomTokens(count: number, vocabulary: number): Int32Array {
+  const random = randomOf(1);
+  return Int32Array.from({ length: count }, () => Math.floor(random() * vocabulary));
+}
+
+class Bench {
+  private readonly session: NativeSession;
+
+  constructor(
+    private readonly request: BenchRequest,
+    loaded: Loaded,
+    private readonly context: JobContext,
+  ) {
+    this.session = loaded.session;
+  }
+
+  /** The run with the median prefill; `reused` tokens are in the cache before each. */
+  async measure(tokens: Int32Array, reused: number): Promise<BenchRow> {
+    const runs: BenchRow[] = [];
+    for (let run = 0; run < this.request.runs; run++) runs.push(await this.run(tokens, reused));
+    runs.sort((a, b) => a.prefillMs - b.prefillMs);
+    return runs[Math.floor((runs.length - 1) / 2)]!;
+  }
+
+  private async run(tokens: Int32Array, reused: number): Promise<BenchRow> {
+    const { decodeTokens } = this.request;
+    this.session.reset();
+    beginPhase(this.context, 'prefill');
+    if (reused > 0) await this.generate(tokens, reused, tokens.length, 0);
     const peak = new PeakMemory();
-    const outcome = await stoppable(context, session, () =>
-      session.generate(
-        { tokens, borders: [count], denseFrom: count, params: request.params },
-        {
-          maxTokens: request.decodeTokens,
-          sampling: defaultSampling,
-          ignoreEnd: true,
-        },
-        (event) => {
-          report(event);
-          if (event.type === 'prefilled' && request.decodeTokens > 0) {
-            context.send({ type: 'phase', phase: 'decode' });
-          }
-        },
-      ),
+    // One token even without decode: the time to it is what people wait for.
+    const outcome = await this.generate(
+      tokens,
+      tokens.length,
+      reused > 0 ? reused : tokens.length,
+      this.session.contextTokens > tokens.length ? Math.max(1, decodeTokens) : 0,
     ).finally(() => peak.stop());
-    results.push({
-      tokens: count,
+    requireReused(outcome, reused);
+    const decodeMs = (1000 * (outcome.generatedTokens - 1)) / outcome.decodeTokensPerSecond;
+    const decoded = decodeTokens > 1 && outcome.decodeTokensPerSecond > 0;
+    return {
+      tokens: tokens.length,
+      reusedTokens: outcome.reusedTokens,
+      ttftMs: outcome.prefillMs + outcome.decodeMs - (decoded ? decodeMs : 0),
       prefillMs: outcome.prefillMs,
       tokensPerSecond: outcome.prefillTokensPerSecond,
       density: outcome.attention.density,
       sparseDensity: outcome.attention.sparseDensity,
       coverageMean: outcome.attention.coverageMean,
-      decodeTokensPerSecond: request.decodeTokens > 0 ? outcome.decodeTokensPerSecond : null,
-      peakBytes: peak.bytes(),
-    });
-    requireCold(outcome.computedTokens, count);
-  }
-  return { results };
-}
-
-/** A row that reused anything would be no measurement. */
-function requireCold(computedTokens: number, count: number): void {
-  if (computedTokens === count) return;
-  throw new Error(`bench computed ${computedTokens} of ${count} tokens after a reset`);
-}
-
-function repeated(text: Int32Array, count: number): Int32Array {
-  const tokens = new Int32Array(count);
-  for (let at = 0; at < count; at += text.length) {
-    tokens.set(text.subarray(0, Math.min(text.length, count - at)), at);
-  }
-  return tokens;
-}
-
-/** Largest resident set of this process while it is watched. */
-class PeakMemory {
-  private sampled = process.memoryUsage.rss();
-  private readonly kernelCounts = resetHighWater();
-  private readonly timer = setInterval(() => this.sample(), 20);
-
-  stop(): void {
-    clearInterval(this.timer);
-    this.sample();
+      decodeTokensPerSecond: decoded ? outcome.decodeTokensPerSecond : null,
+      speculation: outcome.speculation,
+      times: outcome.times,
+      peakBytes: outcome.devicePeakBytes ?? peak.bytes(),
+    };
   }
 
-  bytes(): number {
-    return this.sampled;
-  }
-
-  private sample(): void {
-    const highWater = this.kernelCounts ? highWaterBytes() : 0;
-    this.sampled = Math.max(this.sampled, highWater, process.memoryUsage.rss());
+  /** The first `count` tokens; those from `denseFrom` on are the question. */
+  private generate(
+    tokens: Int32Array,
+    count: number,
+    denseFrom: number,
+    maxTokens: number,
+  ): Promise<GenerateResult> {
+    const { context, request, session } = this;
+    const prompt = tokens.subarray(0, count);
+    const border = Math.min(denseFrom, count);
+    const borders = border < count ? [border, count] : [count];
+    const report = progressOf(context, 'prefill', 'tokens').session;
+    return stoppable(context, session, () =>
+      session.generate(
+        { tokens: prompt, borders, denseFrom: border, params: request.params },
+        {
+          maxTokens,
+          sampling: defaultSampling,
+          ignoreEnd: true,
+          speculate: request.speculate,
+          ...(request.forcedDensity === null ? {} : { forcedDensity: request.forcedDensity }),
+        },
+        (event) => {
+          report(event);
+          if (event.type === 'prefilled' && maxTokens > 1) {
+            context.send({ type: 'phase', phase: 'decode' });
+          }
+        },
+      ),
+    );
   }
 }
 
-/** Linux keeps the high-water mark itself and lets a process reset its own. */
-function resetHighWater(): boolean {
-  try {
-    writeFileSync('/proc/self/clear_refs', '5');
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-function highWaterBytes(): number {
-  const match = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'));
-  return match ? Number(match[1]) * 1024 : 0;
+/** A row that reused anything else would be no measurement. */
+function requireReused({ reusedTokens, promptTokens }: GenerateResult, wanted: number): void {
+  if (reusedTokens === wanted) return;
+  throw new EngineError(
+    'internal',
+    `bench reused ${reusedTokens} of ${promptTokens} tokens, not ${wanted}.`,
+    'Report this together with the command.',
+  );
 }

@@ -14,8 +14,11 @@ import {
   type Placing,
   type SessionNeed,
 } from './placing';
-import type { ModelRequest } from './protocol';
+import type { ModelRequest, SyntheticModel } from './protocol';
 import { TokenCache } from './tokenCache';
+
+/** A file, or random weights in its place. */
+export type ModelSource = ModelRequest & { synthetic?: SyntheticModel };
 
 export interface OpenModel {
   model: NativeModel;
@@ -42,7 +45,7 @@ export class ModelKeeper {
   ) {}
 
   /** Header, metadata and vocabulary; the same model as last time when the file is unchanged. */
-  async openModel(request: ModelRequest, signal: AbortSignal): Promise<OpenModel> {
+  async openModel(request: ModelSource, signal: AbortSignal): Promise<OpenModel> {
     return unlessAborted(
       signal,
       this.inTurn(() => this.switchModel(request)),
@@ -53,11 +56,7 @@ export class ModelKeeper {
    * Weights and KV cache as well, where the request and the machine allow. Errors: those of the
    * file, `notEnoughMemory`, `invalidParams`, `promptTooLong`, `deviceUnavailable`. On abort it returns at once; what is being read stays for the next request.
    */
-  async openSession(
-    request: ModelRequest,
-    need: SessionNeed,
-    context: JobContext,
-  ): Promise<Loaded> {
+  async openSession(request: ModelSource, need: SessionNeed, context: JobContext): Promise<Loaded> {
     const onProgress = progressOf(context, 'load', 'bytes').bytes;
     const loaded = await unlessAborted(
       context.signal,
@@ -96,17 +95,21 @@ export class ModelKeeper {
     return turn;
   }
 
-  private async switchModel(request: ModelRequest): Promise<OpenModel> {
-    const key = await fileKey(request.path);
+  private async switchModel(request: ModelSource): Promise<OpenModel> {
+    const { path, synthetic } = request;
+    const key = synthetic === undefined ? await fileKey(path) : JSON.stringify(synthetic);
     if (this.model?.key === key) return this.model;
     this.dropModel();
-    const model = await this.addon().openModel(request.path);
+    const model =
+      synthetic === undefined
+        ? await this.addon().openModel(path)
+        : this.addon().openSynthetic(synthetic.name, { weights: synthetic.weights, seed: 1 });
     this.model = { key, model, tokens: new TokenCache(model) };
     return this.model;
   }
 
   private async switchSession(
-    request: ModelRequest,
+    request: ModelSource,
     need: SessionNeed,
     onProgress: ByteProgress,
   ): Promise<Loaded> {
@@ -115,7 +118,10 @@ export class ModelKeeper {
     const { kvCache } = request;
     const { minTokens, ropeBaseScale } = need;
     const { backend, device } = request;
-    const calibration = request.calibration === 'off' ? null : await findCalibration(request.path);
+    const calibration =
+      request.calibration === 'off' || request.synthetic !== undefined
+        ? null
+        : await findCalibration(request.path);
     const key = [
       backend,
       device,

@@ -308,18 +308,44 @@ export interface SaveResult {
   bytes: number;
 }
 
+/** One prompt: the run with the median prefill. */
 export interface BenchRow {
   tokens: number;
+  /** Of them in the cache before. */
+  reusedTokens: number;
+  /** From the prompt's tokens to the first token of the answer. */
+  ttftMs: number;
   prefillMs: number;
   tokensPerSecond: number;
   density: number;
   sparseDensity: number | null;
   coverageMean: number | null;
+  /** Behind the prompt; null when there was no decode. */
   decodeTokensPerSecond: number | null;
+  speculation: SpeculationStats | null;
+  /** null on the CPU. */
+  times: PartTimes | null;
+  /** Most memory: of the GPU as its driver counts, else of the process. */
   peakBytes: number;
 }
 
 export interface BenchResult {
+  model: string;
+  /** Type of the weights. */
+  weights: string;
+  /** The weights are random. */
+  synthetic: boolean;
+  /** The density was not the policy's doing; null = it was. */
+  forcedDensity: number | null;
+  backend: Backend;
+  device: string;
+  kvCache: KvCacheType;
+  params: SampleAttentionParams;
+  /** Of each row. */
+  runs: number;
+  contextTokens: number;
+  /** What the session was predicted to take. */
+  estimatedBytes: number;
   results: BenchRow[];
 }
 
@@ -465,14 +491,29 @@ export interface ScoreRequest extends Addressed {
   ropeBaseScale: number;
 }
 
+export interface SyntheticModel {
+  /** Shape, e.g. `llama-3.1-8b`. */
+  name: string;
+  /** Type of the matrices, e.g. `q4_k_m`. */
+  weights: string;
+}
+
 export interface BenchRequest extends Addressed {
   type: 'bench';
   model: ModelRequest;
   params: SampleAttentionParams;
+  /** Random weights instead of the file that `model` names. */
+  synthetic: SyntheticModel | null;
+  /** Column lists of this density instead of the policy's; null = none. For random weights only. */
+  forcedDensity: number | null;
   tokenCounts: number[];
-  /** Repeated or cut to each length. */
+  /** Also: new tokens, as a question, behind a prefix that is in the cache. */
+  prefix: { tokens: number; newTokens: number } | null;
+  /** Repeated or cut to each length; random weights get random tokens. */
   text: Uint8Array;
   decodeTokens: number;
+  speculate: boolean;
+  runs: number;
   ropeBaseScale: number;
 }
 

@@ -40,7 +40,20 @@ export function requireValidRequest(request: JobRequest): void {
       requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);
       break;
     case 'bench':
-      if (request.tokenCounts.length === 0) throw invalidParams('No token counts are given.');
+      if (request.tokenCounts.length === 0 && request.prefix === null) {
+        throw invalidParams('No token counts are given.');
+      }
+      if (request.prefix !== null) {
+        requireInteger('prefix', request.prefix.tokens, 1);
+        requireInteger('new', request.prefix.newTokens, 1);
+      }
+      requireInteger('runs', request.runs, 1, 1000);
+      if (request.forcedDensity !== null) {
+        requireNumber('forcedDensity', request.forcedDensity, 0, 1);
+        if (request.synthetic === null) {
+          throw invalidParams('A density can be forced only where the weights are random.');
+        }
+      }
       request.tokenCounts.forEach((count) => requireInteger('tokens', count, 1));
       requireInteger('decode', request.decodeTokens, 0);
       requireNumber('ropeBaseScale', request.ropeBaseScale, 1, 1000);

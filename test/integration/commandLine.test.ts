@@ -259,9 +259,11 @@ describe('integration: command line with a real model', function () {
     );
     for (const row of results) {
       assert.deepEqual(keys(row), [
-        ...['coverageMean', 'decodeTokensPerSecond', 'density', 'peakBytes'],
-        ...['prefillMs', 'sparseDensity', 'tokens', 'tokensPerSecond'],
+        ...['coverageMean', 'decodeTokensPerSecond', 'density', 'peakBytes', 'prefillMs'],
+        ...['reusedTokens', 'sparseDensity', 'speculation', 'times', 'tokens', 'tokensPerSecond'],
+        'ttftMs',
       ]);
+      assert.ok(row.ttftMs >= row.prefillMs && row.reusedTokens === 0);
       const speed = (1000 * row.tokens) / row.prefillMs;
       assert.ok(Math.abs(row.tokensPerSecond - speed) < 0.05 * speed);
       assert.ok(row.decodeTokensPerSecond > 0 && row.peakBytes > statSync(model).size / 2);

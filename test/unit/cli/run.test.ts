@@ -6,7 +6,7 @@ import { run, type Parts } from '../../../extension/cli/run';
 import type { Engine, JobOptions } from '../../../extension/engine/client';
 import { EngineError } from '../../../extension/engine/errors';
 import { defaultParams } from '../../../extension/engine/params';
-import type { DoctorResult, Event } from '../../../extension/engine/protocol';
+import type { BenchResult, DoctorResult, Event } from '../../../extension/engine/protocol';
 import { defaultSampling } from '../../../extension/engine/sampling';
 
 /** Stands for the engine: answers with `results`, keeps what it was asked. */
@@ -89,6 +89,44 @@ const doctor: DoctorResult = {
   problems: [],
 };
 
+const bench: BenchResult = {
+  model: 'Llama 3.1 8B shape',
+  weights: 'q4_k_m',
+  synthetic: true,
+  forcedDensity: 0.13,
+  backend: 'cuda',
+  device: 'NVIDIA H100 80GB HBM3',
+  kvCache: 'bf16',
+  params: defaultParams,
+  runs: 3,
+  contextTokens: 131_137,
+  estimatedBytes: 25 * 2 ** 30,
+  results: [
+    {
+      tokens: 131_072,
+      reusedTokens: 0,
+      ttftMs: 4512.3,
+      prefillMs: 4500.1,
+      tokensPerSecond: 29_126,
+      density: 0.13,
+      sparseDensity: 0.13,
+      coverageMean: 0.2,
+      decodeTokensPerSecond: 80,
+      speculation: { draftedTokens: 10, acceptedTokens: 7 },
+      times: {
+        linearMs: 2400,
+        expandMs: 90,
+        stage1Ms: 80,
+        stage2Ms: 70,
+        stage3Ms: 1600,
+        auditMs: 5.25,
+        restMs: 200,
+      },
+      peakBytes: 24.5 * 2 ** 30,
+    },
+  ],
+};
+
 describe('cli/run', () => {
   let engine: FakeEngine;
   let out: string;
@@ -105,7 +143,7 @@ describe('cli/run', () => {
         totalTokens: 5,
       },
       score: { tokens: 10, nll: 1, perplexity: Math.E, density: 1, sparseDensity: null },
-      bench: { results: [] },
+      bench,
       calibrate: {
         path: '/m.gguf.calibration.json',
         target: { coverage: null, kl: 0.01 },
@@ -403,6 +441,12 @@ describe('cli/run', () => {
       [['pack', '--workspace', '.', '--device', 'cuda'], /--device cuda is not an integer from -1/],
       [['pack', '--workspace', '.', '--kv-cache', 'q4'], /q4 .*bf16, q8/],
       [['bench'], /--tokens is missing/],
+      [['bench', '--prefix', '100'], /--prefix is given without --new/],
+      [['bench', '--new', '100', '--tokens', '5'], /--new is given without --prefix/],
+      [['bench', '--tokens', '5', '--weights', 'bf16'], /--weights .* without --synthetic/],
+      [['bench', '--tokens', '5', '--force-density', '0.1'], /--force-density needs --synthetic/],
+      [['bench', '--tokens', '5', '--synthetic', 'x', '--force-density', '0'], /above 0/],
+      [['bench', '--tokens', '5', '--synthetic', 'x', '--text', 'a'], /--text and --synthetic/],
       [['bench', '--tokens', '100,,200'], /--tokens ""/],
       [['bench', '--tokens', '100,0'], /--tokens 0 .*from 1/],
       [['score'], /--text is missing/],
@@ -500,6 +544,25 @@ describe('cli/run', () => {
     assert.equal(await cli('score', '--text', path.join(folder, 'none'), '--json'), 1);
     assert.equal(JSON.parse(out.trim().split('\n').at(-1)!).error.code, 'unreadableFile');
     rmSync(folder, { recursive: true });
+  });
+
+  it('benches random weights, and says that the density was forced', async () => {
+    const line = 'bench --synthetic llama-3.1-8b --weights q4_k_m --tokens 131072 --runs 3';
+    await cli(
+      ...line.split(' '),
+      ...'--force-density .13 --decode 64 --prefix 10 --new 2'.split(' '),
+    );
+    const { synthetic, forcedDensity, prefix, runs, speculate, text } = body();
+    assert.deepEqual(synthetic, { name: 'llama-3.1-8b', weights: 'q4_k_m' });
+    assert.deepEqual([forcedDensity, runs, speculate], [0.13, 3, false]);
+    assert.deepEqual(prefix, { tokens: 10, newTokens: 2 });
+    assert.equal((text as Uint8Array).length, 0);
+    assert.match(out, /^Llama 3\.1 8B shape, random q4_k_m weights on NVIDIA H100 80GB HBM3, bf16/);
+    assert.match(out, /medians of 3\nFORCED density 13%: random weights have no structure/);
+    assert.match(out, /131,072 +- +4\.512 s +4\.500 s .* 12\.50 ms /);
+    assert.match(out, /linear +expand +stage 1 .*\n131,072 +2400\.0 ms .* 5\.25 ms +200\.0 ms/);
+    assert.match(out, /7 of 10 guessed tokens were right \(70%\)/);
+    assert.match(out, /25\.0 GiB estimated for a context of 131,137, 24\.5 GiB at the peak/);
   });
 
   it('says once, and not in the result, why a GPU is not used', async () => {

@@ -48,6 +48,8 @@ export interface FakeSettings {
   reusedShare: number;
   /** Called at the end of the n-th `score`. */
   afterScores: (count: number) => void;
+  /** `generate` reuses what was generated for before, until a reset. */
+  caches: boolean;
   /** `generate` and `score` wait for `cancel`. */
   hang: boolean;
   openError: Error | null;
@@ -68,6 +70,7 @@ export class FakeAddon {
     predictedMsPerToken: 1,
     reusedShare: 0,
     afterScores: () => undefined,
+    caches: false,
     hang: false,
     openError: null,
     restoreError: null,
@@ -90,7 +93,10 @@ export class FakeAddon {
     cudaDevices: () => {
       throw new Error('Only the probe asks for GPUs.');
     },
-    openSynthetic: (name) => this.model(name),
+    openSynthetic: (name, { weights }) => {
+      this.calls.push(`openSynthetic ${name} ${weights}`);
+      return this.model(name);
+    },
   };
 
   private model(path: string): NativeModel {
@@ -153,6 +159,7 @@ export class FakeAddon {
 
   private session(contextTokens: number): NativeSession {
     let reusable = 0;
+    let cached = 0;
     let stop: ((error: Error) => void) | null = null;
     const hanging = () =>
       new Promise<never>((_resolve, reject) => {
@@ -171,6 +178,8 @@ export class FakeAddon {
         this.prompts.push(prompt);
         this.options.push({ ...options });
         const total = prompt.tokens.length;
+        const reused = this.settings.caches ? cached : 0;
+        cached = total;
         const event = (done: number): SessionEvent => ({
           type: 'prefill',
           done,
@@ -185,8 +194,8 @@ export class FakeAddon {
         for (const text of this.settings.texts) onEvent({ type: 'text', text });
         return {
           promptTokens: total,
-          reusedTokens: 0,
-          computedTokens: total,
+          reusedTokens: reused,
+          computedTokens: total - reused,
           generatedTokens: this.settings.texts.length,
           prefillMs: 10,
           decodeMs: 5,
@@ -252,7 +261,10 @@ export class FakeAddon {
         this.calls.push('cancel');
         stop?.(Object.assign(new Error('stopped'), { code: 'cancelled', action: '' }));
       },
-      reset: () => void this.calls.push('reset'),
+      reset: () => {
+        cached = 0;
+        this.calls.push('reset');
+      },
       dispose: () => void this.calls.push('dispose session'),
     };
   }

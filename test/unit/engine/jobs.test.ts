@@ -68,6 +68,11 @@ describe('engine/jobs', () => {
     ...address(),
     model: model(),
     params: { ...defaultParams },
+    synthetic: null,
+    forcedDensity: null,
+    prefix: null,
+    speculate: false,
+    runs: 1,
     tokenCounts: [100],
     text: Buffer.from('abc'),
     decodeTokens: 0,
@@ -180,6 +185,61 @@ describe('engine/jobs', () => {
     assert.ok(result.results.every(({ peakBytes }) => peakBytes > 2 ** 20));
     const rows = await run<BenchResult>(bench());
     assert.equal(rows.results[0]!.decodeTokensPerSecond, null);
+  });
+
+  it('benches new tokens on a prefix, as often as asked', async () => {
+    fake.settings.caches = true;
+    const prefix = { tokens: 40, newTokens: 5 };
+    const result = await run<BenchResult>(bench({ tokenCounts: [], prefix, runs: 3 }));
+    assert.deepEqual(
+      result.results.map(({ tokens, reusedTokens }) => [tokens, reusedTokens]),
+      [[45, 40]],
+    );
+    assert.deepEqual(
+      fake.prompts.map(({ borders, denseFrom }) => [borders, denseFrom]),
+      [1, 2, 3].flatMap(() => [
+        [[40], 40],
+        [[40, 45], 40],
+      ]),
+    );
+    assert.equal(result.runs, 3);
+    // 10 ms of prefill, then the first token of two at 20 tokens a second: measured to 5 ms.
+    assert.equal(result.results[0]!.ttftMs, 15);
+  });
+
+  it('benches random weights on a GPU only, with random tokens and a forced density', async () => {
+    const synthetic = { name: 'llama-3.1-8b', weights: 'q4_k_m' };
+    const over = { synthetic, forcedDensity: 0.13, model: { ...model(), path: '' } };
+    const error = await fail(bench(over));
+    assert.equal(error.code, 'deviceUnavailable');
+    const usable = [
+      { index: 0, name: 'GPU', computeCapability: '9.0', totalBytes: 8e10, freeBytes: 8e10 },
+    ];
+    fake.settings.gpus = [1 << 20];
+    fake.calls.length = 0;
+    jobs = new Jobs({
+      cuda: fakeCuda({ usable }),
+      addon: () => fake.addon,
+      send: (event) => events.push(event),
+      now: () => performance.now(),
+      version: '1.2.3',
+    });
+    const result = await run<BenchResult>(bench(over));
+    assert.deepEqual(fake.calls, [
+      'openSynthetic llama-3.1-8b q4_k_m',
+      'createSession',
+      'reset',
+      'generate',
+    ]);
+    const { forcedDensity, speculate } = fake.options.at(-1)!;
+    assert.deepEqual([forcedDensity, speculate], [0.13, false]);
+    assert.ok(fake.prompts.at(-1)!.tokens.every((token) => token >= 0 && token < 256));
+    assert.deepEqual(
+      [result.synthetic, result.weights, result.forcedDensity, result.device, result.backend],
+      [true, 'q4_k_m', 0.13, 'GPU', 'cuda'],
+    );
+    const refused = await fail(bench({ forcedDensity: 0.1 }));
+    assert.match(refused.message, /only where the weights are random/);
   });
 
   it('keeps model and session while nothing changes', async () => {
