@@ -35,7 +35,10 @@ LIMITS = {
     "place": (96, 0),
     "expand": (96, 36 << 10),
     "product": (128, 1 << 10),
+    "linear_sm90": (168, 0),
+    "linear_sm80": (255, 0),
     "bench_data": (64, 0),
+    "linear_reference": (80, 8 << 10),
 }
 
 

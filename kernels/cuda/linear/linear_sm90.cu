@@ -1,0 +1,564 @@
+// Linear layers on sm_90a. A block makes 128 outputs (the product's m, the weight's rows) of kRows
+// rows of the input (its n): one producer warp that copies by TMA, two consumer warpgroups of 64
+// outputs each that multiply. Two blocks of a cluster take neighbouring outputs of the same rows,
+// and each copies half of the input for both.
+//
+// Many tiles: blocks stay and walk over them, and while consumers write one tile the producer
+// already copies the next. Few tiles: a cluster splits the inner dimension as well; its blocks put
+// their sums into shared memory, and each adds up a slice of the rows, in the order of the splits.
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
+
+#include "device/cluster.cuh"
+#include "device/mbarrier.cuh"
+#include "device/tma.cuh"
+#include "device/wgmma_wide_sm90.cuh"
+#include "linear/linear_launch.h"
+#include "linear/swiglu.cuh"
+
+namespace longsight::cuda {
+namespace {
+
+constexpr int kOutputs = 128;
+// Blocks of a cluster that share the input.
+constexpr int kPair = 2;
+// Elements of the inner dimension in a stage: rows of 128 bytes, one swizzle.
+constexpr int kInner = 64;
+constexpr int kProducerThreads = 128;
+constexpr int kGroupThreads = 128;
+constexpr int kGroups = 2;
+constexpr int kThreads = kProducerThreads + kGroups * kGroupThreads;
+constexpr int kProducerRegisters = 40;
+constexpr int kConsumerRegisters = 232;
+// Rows that a warpgroup stages at a time for the copy to global memory, and rows of one copy.
+constexpr int kChunkRows = 32;
+constexpr int kBoxRows = 16;
+constexpr int kChunkBytes = kChunkRows * 64 * 4;
+
+template <int kRows>
+struct Tile {
+  static constexpr int kStages = kRows > 128 ? 4 : kRows > 64 ? 6 : 8;
+  static constexpr int kWeightBytes = kOutputs * kInner * 2;
+  static constexpr int kInputBytes = kRows * kInner * 2;
+  // Of one consumer thread.
+  static constexpr int kSums = kRows / 2;
+};
+
+template <int kRows>
+struct SharedMemoryPlan {
+  using T = Tile<kRows>;
+  alignas(1024) unsigned char weight[T::kStages][T::kWeightBytes];
+  alignas(1024) unsigned char input[T::kStages][T::kInputBytes];
+  alignas(1024) unsigned char chunks[kGroups][2][kChunkBytes];
+  // full: one arrival, of the producer, and the bytes of both copies.
+  // empty: an arrival of each consumer warp of both blocks that the stage's copies reach.
+  uint64_t full[T::kStages];
+  uint64_t empty[T::kStages];
+
+  // Split tiles: the sums [register][consumer thread], when all stages are read.
+  __device__ float* partialSums() { return reinterpret_cast<float*>(weight); }
+};
+
+struct LinearWork {
+  const float* bias;
+  LinearEpilogue epilogue;
+  int32_t rows;
+  int32_t outputs;
+  int32_t steps;   // stages of the inner dimension
+  int32_t splits;  // of it, over blocks of a cluster
+  int32_t outputPairs;
+  int32_t rowTiles;
+  // Tiles of rows that are taken together, for all outputs, before the next ones are.
+  int32_t bandTiles;
+};
+
+// The part of a tile that a block multiplies.
+struct TilePart {
+  int32_t output0;
+  int32_t rowTile;
+};
+
+__device__ TilePart findTile(const LinearWork& work, int32_t unit, int32_t pairIndex) {
+  const int32_t bandUnits = work.bandTiles * work.outputPairs;
+  const int32_t band = unit / bandUnits;
+  const int32_t inBand = unit % bandUnits;
+  const int32_t width = min(work.bandTiles, work.rowTiles - band * work.bandTiles);
+  return {(inBand / width * kPair + pairIndex) * kOutputs, band * work.bandTiles + inBand % width};
+}
+
+// Position in a ring of stages; a fresh one is at the first stage's first use.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void next() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+struct ClusterPlace {
+  int32_t split;
+  int32_t pairIndex;
+  int32_t firstUnit;
+  int32_t unitStep;
+
+  __device__ explicit ClusterPlace(const LinearWork& work) {
+    const auto rank = static_cast<int32_t>(clusterRank());
+    split = rank / kPair;
+    pairIndex = rank % kPair;
+    firstUnit = static_cast<int32_t>(blockIdx.x) / (work.splits * kPair);
+    unitStep = static_cast<int32_t>(gridDim.x) / (work.splits * kPair);
+  }
+};
+
+template <int kRows>
+__device__ void produce(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
+                        const ClusterPlace& place, const CUtensorMap& weightMap,
+                        const CUtensorMap& inputMap) {
+  using T = Tile<kRows>;
+  const int32_t begin = work.steps * place.split / work.splits;
+  const int32_t end = work.steps * (place.split + 1) / work.splits;
+  const auto pairBlocks = static_cast<uint16_t>(3 << (place.split * kPair));
+  const int32_t half = place.pairIndex * (kRows / kPair);
+  Ring<T::kStages> ring;
+  for (int32_t unit = place.firstUnit; unit < work.outputPairs * work.rowTiles;
+       unit += place.unitStep) {
+    const TilePart tile = findTile(work, unit, place.pairIndex);
+    for (int32_t step = begin; step < end; ++step, ring.next()) {
+      barrierWait(sharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
+      const uint32_t full = sharedAddress(&shared.full[ring.stage]);
+      barrierArriveExpect(full, T::kWeightBytes + T::kInputBytes);
+      const uint32_t weight = sharedAddress(shared.weight[ring.stage]);
+      if (work.epilogue == LinearEpilogue::swigluBf16) {
+        copyBox(weight, &weightMap, full, step * kInner, 0, 0, tile.output0 / 16);
+      } else {
+        copyBox(weight, &weightMap, full, step * kInner, tile.output0);
+      }
+      copyBoxToBlocks(sharedAddress(shared.input[ring.stage]) + half * kInner * 2, &inputMap, full,
+                      pairBlocks, step * kInner, tile.rowTile * kRows + half);
+    }
+  }
+}
+
+// What a consumer warpgroup needs to write its sums.
+struct Writer {
+  uint32_t chunks;
+  int group;
+  int thread;  // of the warpgroup
+  int written = 0;
+
+  __device__ int lane() const { return thread % 32; }
+  __device__ int warp() const { return thread / 32; }
+
+  // Has `fill` write a chunk to shared memory, then `send` copy it, called by one thread.
+  template <class Fill, class Send>
+  __device__ void write(Fill fill, Send send) {
+    const uint32_t chunk = chunks + (written++ & 1) * kChunkBytes;
+    if (thread == 0) storeWaitRead<1>();
+    namedBarrierSync(1 + group, kGroupThreads);
+    fill(chunk);
+    fenceAsyncProxy();
+    namedBarrierSync(1 + group, kGroupThreads);
+    if (thread == 0) {
+      send(chunk);
+      storeCommit();
+    }
+  }
+};
+
+// Stores values[0], values[4], ... at `address` and every 1024 bytes from there.
+template <int kCount>
+__device__ __forceinline__ void storeColumn(uint32_t address, const float* values) {
+  static_assert(kCount == 4);
+  asm volatile(
+      "st.shared.f32 [%0], %1;\n"
+      "st.shared.f32 [%0 + 1024], %2;\n"
+      "st.shared.f32 [%0 + 2048], %3;\n"
+      "st.shared.f32 [%0 + 3072], %4;" ::"r"(address),
+      "f"(values[0]), "f"(values[4]), "f"(values[8]), "f"(values[12])
+      : "memory");
+}
+
+// Writes the sums of `count` rows from row0 on (a multiple of kBoxRows) and 64 outputs from output0
+// on; sums as wgmma leaves them, outputs being its rows.
+template <int kSums>
+__device__ void writeSums(Writer& writer, const LinearWork& work, const CUtensorMap& outputMap,
+                          float (&sums)[kSums], int32_t output0, int32_t row0, int32_t count) {
+  const int lane = writer.lane();
+  const int warp = writer.warp();
+  const bool swiglu = work.epilogue == LinearEpilogue::swigluBf16;
+  float bias[2] = {0.0f, 0.0f};
+  if (work.bias != nullptr) {
+    // With SwiGLU the rows of the weight came as 8 of the gate, then 8 of the up projection.
+    const int32_t first = output0 + warp * 16 + (swiglu ? lane / 4 * 2 : lane / 4);
+    const int32_t second = first + (swiglu ? 1 : 8);
+    if (first < work.outputs) bias[0] = work.bias[first];
+    if (second < work.outputs) bias[1] = work.bias[second];
+  }
+  count = min(count, work.rows - row0);
+#pragma unroll
+  for (int base = 0; base < kSums; base += kChunkRows / 2) {
+    const int32_t chunkRow = base * 2;
+    if (chunkRow >= count) break;
+    float(&part)[kChunkRows / 2] = reinterpret_cast<float(&)[kChunkRows / 2]>(sums[base]);
+#pragma unroll
+    for (int i = 0; i < kChunkRows / 2; ++i) part[i] += bias[i % 4 / 2];
+    const auto eachBox = [&](auto send) {
+#pragma unroll
+      for (int box = 0; box < kChunkRows; box += kBoxRows) {
+        if (chunkRow + box < count) send(box, row0 + chunkRow + box);
+      }
+    };
+    if (swiglu) {
+      writer.write(
+          [&](uint32_t chunk) {
+            uint32_t packed[kChunkRows / 8];
+#pragma unroll
+            for (int j = 0; j < kChunkRows / 8; ++j) {
+              packed[j] = packPair<Bf16>(swiglu1(part[4 * j], part[4 * j + 2]),
+                                         swiglu1(part[4 * j + 1], part[4 * j + 3]));
+            }
+            storeMatrix4Transposed(chunk + swizzledOffset<64>(lane, warp), packed[0], packed[1],
+                                   packed[2], packed[3]);
+          },
+          [&](uint32_t chunk) {
+            eachBox([&](int box, int32_t row) {
+              storeBox(&outputMap, chunk + box * 64, output0 / 2, row);
+            });
+          });
+    } else if (work.epilogue == LinearEpilogue::storeBf16) {
+      writer.write(
+          [&](uint32_t chunk) {
+#pragma unroll
+            for (int j = 0; j < kChunkRows / 8; j += 2) {
+              const int row = (j + lane / 16) * 8 + lane % 8;
+              storeMatrix4Transposed(chunk + swizzledOffset<128>(row, warp * 2 + lane / 8 % 2),
+                                     packPair<Bf16>(part[4 * j], part[4 * j + 1]),
+                                     packPair<Bf16>(part[4 * j + 2], part[4 * j + 3]),
+                                     packPair<Bf16>(part[4 * j + 4], part[4 * j + 5]),
+                                     packPair<Bf16>(part[4 * j + 6], part[4 * j + 7]));
+            }
+          },
+          [&](uint32_t chunk) {
+            eachBox([&](int box, int32_t row) {
+              storeBox(&outputMap, chunk + box * 128, output0, row);
+            });
+          });
+    } else {
+      // Two boxes of 32 outputs beside each other.
+      writer.write(
+          [&](uint32_t chunk) {
+            // Neither 8 outputs nor a row further change more than bits 5 and 4 of the swizzle.
+            const int output = warp % 2 * 16 + lane / 4;
+            const uint32_t place = chunk + warp / 2 * (kChunkRows * 128) + output % 4 * 4 +
+                                   swizzledOffset<128>(lane % 4 * 2, output / 4);
+#pragma unroll
+            for (int corner = 0; corner < 4; ++corner) {
+              storeColumn<kChunkRows / 8>(
+                  (place ^ (corner / 2 * 32 + corner % 2 * 16)) + corner % 2 * 128, part + corner);
+            }
+          },
+          [&](uint32_t chunk) {
+            eachBox([&](int box, int32_t row) {
+#pragma unroll
+              for (int side = 0; side < 2; ++side) {
+                const uint32_t source = chunk + side * (kChunkRows * 128) + box * 128;
+                if (work.epilogue == LinearEpilogue::addToF32) {
+                  addBox(&outputMap, source, output0 + side * 32, row);
+                } else {
+                  storeBox(&outputMap, source, output0 + side * 32, row);
+                }
+              }
+            });
+          });
+    }
+  }
+}
+
+// Adds up this block's slice of the rows, kRows / splits, over the splits: at most half of a tile.
+template <int kRows>
+__device__ void gatherSlice(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
+                            const ClusterPlace& place, int thread, float (&sums)[kRows / 4]) {
+  constexpr int kConsumers = kGroups * kGroupThreads;
+  const int32_t count = kRows / work.splits / 2;
+  const uint32_t own =
+      sharedAddress(shared.partialSums() + place.split * count * kConsumers + thread);
+#pragma unroll
+  for (float& sum : sums) sum = 0.0f;
+  for (int32_t split = 0; split < work.splits; ++split) {
+    const uint32_t partial = addressInBlock(own, split * kPair + place.pairIndex);
+#pragma unroll
+    for (int i = 0; i < kRows / 4; ++i) {
+      if (i < count) sums[i] += loadFromCluster(partial + i * kConsumers * 4);
+    }
+  }
+}
+
+template <int kRows>
+__device__ void consume(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
+                        const ClusterPlace& place, const CUtensorMap& outputMap) {
+  using T = Tile<kRows>;
+  const int thread = static_cast<int>(threadIdx.x) - kProducerThreads;
+  const int group = thread / kGroupThreads;
+  const int lane = thread % 32;
+  const int32_t steps =
+      work.steps * (place.split + 1) / work.splits - work.steps * place.split / work.splits;
+  Writer writer{sharedAddress(shared.chunks[group]), group, thread % kGroupThreads};
+  // Lanes 0 and 1 tell the pair's two producers that a stage is read.
+  const uint32_t emptyOfPair = addressInBlock(
+      sharedAddress(shared.empty), static_cast<uint32_t>(place.split * kPair + lane % kPair));
+  const auto release = [&](int stage) {
+    if (lane < kPair) barrierArriveInCluster(emptyOfPair + stage * 8);
+  };
+  float sums[T::kSums];
+  Ring<T::kStages> ring;
+  for (int32_t unit = place.firstUnit; unit < work.outputPairs * work.rowTiles;
+       unit += place.unitStep) {
+    const TilePart tile = findTile(work, unit, place.pairIndex);
+    pinRegisters(sums);
+    int previous = 0;
+    for (int32_t step = 0; step < steps; ++step, ring.next()) {
+      barrierWait(sharedAddress(&shared.full[ring.stage]), ring.parity);
+      const uint64_t weight =
+          wideRowsDescriptor(sharedAddress(shared.weight[ring.stage]) + group * (64 * kInner * 2));
+      const uint64_t input = wideRowsDescriptor(sharedAddress(shared.input[ring.stage]));
+      wgmmaFence();
+#pragma unroll
+      for (int k = 0; k < kInner / 16; ++k) {
+        wgmmaShared(Bf16{}, sums, weight + 2 * k, input + 2 * k, step > 0 || k > 0);
+      }
+      wgmmaCommit();
+      wgmmaWait<1>();
+      if (step > 0) release(previous);
+      previous = ring.stage;
+    }
+    wgmmaWait<0>();
+    pinRegisters(sums);
+    release(previous);
+    const int32_t output0 = tile.output0 + group * 64;
+    if (work.splits == 1) {
+      writeSums(writer, work, outputMap, sums, output0, tile.rowTile * kRows, kRows);
+      continue;
+    }
+    // The stages are free when both warpgroups have read the last of them.
+    namedBarrierSync(3, kGroups * kGroupThreads);
+    float* partial = shared.partialSums() + thread;
+#pragma unroll
+    for (int i = 0; i < T::kSums; ++i) partial[i * (kGroups * kGroupThreads)] = sums[i];
+    clusterSync();
+    float sliceSums[kRows / 4];
+    gatherSlice(shared, work, place, thread, sliceSums);
+    const int32_t sliceRows = kRows / work.splits;
+    writeSums(writer, work, outputMap, sliceSums, output0,
+              tile.rowTile * kRows + place.split * sliceRows, sliceRows);
+  }
+  if (writer.thread == 0) storeWait();
+}
+
+template <int kRows>
+__global__ __launch_bounds__(kThreads,
+                             1) void multiply(const __grid_constant__ LinearWork work,
+                                              const __grid_constant__ CUtensorMap weightMap,
+                                              const __grid_constant__ CUtensorMap inputMap,
+                                              const __grid_constant__ CUtensorMap outputMap) {
+  extern __shared__ __align__(1024) unsigned char sharedBytes[];
+  auto& shared = *reinterpret_cast<SharedMemoryPlan<kRows>*>(sharedBytes);
+  const ClusterPlace place(work);
+  if (threadIdx.x == 0) {
+    prefetchMap(&weightMap);
+    prefetchMap(&inputMap);
+    prefetchMap(&outputMap);
+    for (int stage = 0; stage < Tile<kRows>::kStages; ++stage) {
+      barrierInit(sharedAddress(&shared.full[stage]), 1);
+      barrierInit(sharedAddress(&shared.empty[stage]), kPair * kGroups * kGroupThreads / 32);
+    }
+    barrierInitFence();
+  }
+  clusterSync();
+  // Split tiles: one more meeting of all threads, when the partial sums lie in shared memory. A
+  // split cluster has exactly one tile.
+  if (threadIdx.x < kProducerThreads) {
+    releaseRegisters<kProducerRegisters>();
+    if (threadIdx.x == 0) produce(shared, work, place, weightMap, inputMap);
+    __syncwarp();
+    if (work.splits > 1) clusterSync();
+    clusterSync();
+  } else {
+    claimRegisters<kConsumerRegisters>();
+    consume(shared, work, place, outputMap);
+    __syncwarp();
+    // No block leaves while another may still signal it or read its sums.
+    clusterSync();
+  }
+}
+
+// ---- launch
+// --------------------------------------------------------------------------------------
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
+                                 const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                                 const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// A map of up to four dimensions, the first contiguous; strides in bytes, of the others.
+template <size_t kDims>
+cudaError_t makeMap(CUtensorMap& map, CUtensorMapDataType type, const void* base,
+                    const std::array<cuuint64_t, kDims>& extents,
+                    const std::array<cuuint64_t, kDims - 1>& strides,
+                    const std::array<cuuint32_t, kDims>& box, CUtensorMapSwizzle swizzle) {
+  static void* const entry = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                               12000, cudaEnableDefault, &result);
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? found : nullptr;
+  }();
+  if (entry == nullptr) return cudaErrorNotSupported;
+  std::array<cuuint32_t, kDims> steps;
+  steps.fill(1);
+  const CUresult result = reinterpret_cast<EncodeTiled>(entry)(
+      &map, type, kDims, const_cast<void*>(base), extents.data(), strides.data(), box.data(),
+      steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t makeWeightMap(CUtensorMap& map, const LinearTask& task) {
+  const auto inner = static_cast<cuuint64_t>(task.inner);
+  const auto outputs = static_cast<cuuint64_t>(task.outputs);
+  const cuuint64_t rowBytes = inner * 2;
+  if (task.epilogue != LinearEpilogue::swigluBf16) {
+    return makeMap<2>(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.weight, {inner, outputs},
+                      {rowBytes}, {kInner, kOutputs}, CU_TENSOR_MAP_SWIZZLE_128B);
+  }
+  // Of 16 rows first the even ones, then the odd: gate and up of a feature meet in one thread.
+  return makeMap<4>(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.weight, {inner, 8, 2, outputs / 16},
+                    {2 * rowBytes, rowBytes, 16 * rowBytes}, {kInner, 8, 2, kOutputs / 16},
+                    CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+cudaError_t makeOutputMap(CUtensorMap& map, const LinearTask& task) {
+  const auto rows = static_cast<cuuint64_t>(task.rows);
+  const auto outputs = static_cast<cuuint64_t>(task.outputs);
+  switch (task.epilogue) {
+    case LinearEpilogue::storeBf16:
+      return makeMap<2>(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.output, {outputs, rows},
+                        {outputs * 2}, {64, kBoxRows}, CU_TENSOR_MAP_SWIZZLE_128B);
+    case LinearEpilogue::swigluBf16:
+      return makeMap<2>(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.output, {outputs / 2, rows},
+                        {outputs}, {32, kBoxRows}, CU_TENSOR_MAP_SWIZZLE_64B);
+    default:
+      return makeMap<2>(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, task.output, {outputs, rows},
+                        {outputs * 4}, {32, kBoxRows}, CU_TENSOR_MAP_SWIZZLE_128B);
+  }
+}
+
+template <int kRows>
+cudaError_t launch(const LinearTask& task, const DeviceTraits& device, const LinearTiling& tiling,
+                   cudaStream_t stream) {
+  const int32_t splits = tiling.splits;
+  LinearWork work{};
+  work.bias = task.bias;
+  work.epilogue = task.epilogue;
+  work.rows = static_cast<int32_t>(task.rows);
+  work.outputs = task.outputs;
+  work.steps = static_cast<int32_t>(divideUp(task.inner, kInner));
+  work.splits = splits;
+  work.outputPairs = static_cast<int32_t>(divideUp(task.outputs, kPair * kOutputs));
+  work.rowTiles = static_cast<int32_t>(divideUp(task.rows, kRows));
+  work.bandTiles = std::min(work.rowTiles, tiling.bandTiles);
+  const int64_t units = int64_t{work.outputPairs} * work.rowTiles;
+  if (units * kPair * splits > INT32_MAX) return cudaErrorInvalidValue;
+
+  CUtensorMap weightMap, inputMap, outputMap;
+  const auto inner = static_cast<cuuint64_t>(task.inner);
+  cudaError_t error = makeWeightMap(weightMap, task);
+  if (error == cudaSuccess) {
+    error = makeMap<2>(inputMap, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.input,
+                       {inner, static_cast<cuuint64_t>(task.rows)}, {inner * 2},
+                       {kInner, kRows / kPair}, CU_TENSOR_MAP_SWIZZLE_128B);
+  }
+  if (error == cudaSuccess) error = makeOutputMap(outputMap, task);
+  constexpr int kBytes = sizeof(SharedMemoryPlan<kRows>);
+  static_assert(kBytes <= 227 * 1024);
+  static_assert(Tile<kRows>::kSums * kGroups * kGroupThreads * 4 <=
+                Tile<kRows>::kStages * (Tile<kRows>::kWeightBytes + Tile<kRows>::kInputBytes));
+  if (error == cudaSuccess) error = allowShared(multiply<kRows>, kBytes);
+  if (error != cudaSuccess) return error;
+
+  const int64_t clusters = splits > 1 ? units : std::min<int64_t>(units, device.processors / kPair);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(kPair * splits), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kPair * splits));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, multiply<kRows>, work, weightMap, inputMap, outputMap);
+}
+
+}  // namespace
+
+// A stage takes its products, or the weight's way from memory where few tiles of rows share it; a
+// tile some more. Times are an H100's.
+LinearTiling chooseTiling(const LinearTask& task, const DeviceTraits& device) {
+  constexpr double kMemoryBytesPerUs = 2.9e6;
+  constexpr double kMostBytesPerUsAndBlock = 45e3;
+  constexpr double kTileUs = 2.5;
+  constexpr double kSplitUs = 2.0;
+  constexpr double kWeightBytes = kOutputs * kInner * 2;
+  constexpr int32_t kBandRows = 2048;
+  const auto steps = static_cast<int32_t>(divideUp(task.inner, kInner));
+  const int64_t outputPairs = divideUp(task.outputs, kPair * kOutputs);
+  LinearTiling best{};
+  double bestUs = std::numeric_limits<double>::infinity();
+  for (const auto& [tileRows, stageUs] :
+       {std::pair{256, 0.69}, std::pair{192, 0.54}, std::pair{128, 0.40}, std::pair{64, 0.25}}) {
+    const int32_t bandTiles = kBandRows / tileRows;
+    const int64_t rowTiles = divideUp(task.rows, tileRows);
+    const int64_t units = outputPairs * rowTiles;
+    for (const int32_t splits : {1, 2, 4}) {
+      if (splits > steps) break;
+      const int64_t blocks = kPair * splits;
+      const int64_t slots = std::max<int64_t>(1, device.processors / blocks);
+      const auto active = static_cast<double>(std::min(units, slots) * blocks);
+      const double memoryUs = std::max(kWeightBytes * active / kMemoryBytesPerUs,
+                                       kWeightBytes / kMostBytesPerUsAndBlock) /
+                              static_cast<double>(std::min<int64_t>(rowTiles, bandTiles));
+      const double tileUs =
+          static_cast<double>(divideUp(steps, splits)) * std::max(stageUs, memoryUs) + kTileUs;
+      const double us =
+          static_cast<double>(divideUp(units, slots)) * tileUs + (splits > 1 ? kSplitUs : 0.0);
+      if (us < bestUs) {
+        bestUs = us;
+        best = {tileRows, splits, bandTiles};
+      }
+    }
+  }
+  return best;
+}
+
+cudaError_t launchLinearWgmma(const LinearTask& task, const DeviceTraits& device,
+                              const LinearTiling& tiling, cudaStream_t stream) {
+  switch (tiling.tileRows) {
+    case 64:
+      return launch<64>(task, device, tiling, stream);
+    case 128:
+      return launch<128>(task, device, tiling, stream);
+    case 192:
+      return launch<192>(task, device, tiling, stream);
+    case 256:
+      return launch<256>(task, device, tiling, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace longsight::cuda
