@@ -5,7 +5,11 @@
 // ordinary one.
 #pragma once
 
-#include "chunk_layout.h"
+#include <cuda_runtime_api.h>
+
+#include <utility>
+
+#include "device_traits.h"
 
 namespace longsight::cuda {
 

@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "attention/geometry.h"
+#include "bench_clock.h"
 #include "bench_data.h"
+#include "bench_parts.h"
 #include "device_memory.h"
 #include "kernels/cuda/filter/drawn_votes.h"
 #include "kernels/cuda/sample_attention.h"
@@ -22,53 +24,8 @@ namespace {
 
 std::string only;
 
-class Clock {
- public:
-  Clock() : flush_(int64_t{128} << 20) {
-    require(cudaEventCreate(&begin_), "event");
-    require(cudaEventCreate(&end_), "event");
-  }
-  // Median of `runs` after one warm-up, milliseconds.
-  double median(int runs, const std::function<cudaError_t()>& work) {
-    return medians(runs, {work})[0];
-  }
-  // The same of several works in turns, so that they meet the same clocks: the card lowers them
-  // after long work.
-  std::vector<double> medians(int runs, const std::vector<std::function<cudaError_t()>>& works) {
-    std::vector<std::vector<float>> times(works.size());
-    for (int i = 0; i <= runs; ++i) {
-      for (size_t w = 0; w < works.size(); ++w) {
-        const float ms = once(works[w]);
-        if (i > 0) times[w].push_back(ms);
-      }
-    }
-    std::vector<double> result;
-    for (std::vector<float>& t : times) {
-      std::sort(t.begin(), t.end());
-      result.push_back(t[t.size() / 2]);
-    }
-    return result;
-  }
-
- private:
-  float once(const std::function<cudaError_t()>& work) {
-    flush_.poison();
-    require(cudaEventRecord(begin_), "record");
-    require(work(), "launch");
-    require(cudaEventRecord(end_), "record");
-    require(cudaEventSynchronize(end_), "run");
-    float ms = 0;
-    require(cudaEventElapsedTime(&ms, begin_, end_), "time");
-    return ms;
-  }
-
-  DeviceBuffer flush_;
-  cudaEvent_t begin_, end_;
-};
-
-void print(const std::string& name, double ms, double flop) {
-  std::printf("%-66s %10.3f ms %8.1f TFLOP/s\n", name.c_str(), ms, flop / ms / 1e9);
-  std::fflush(stdout);
+bool wanted(const std::string& name) {
+  return only.empty() || name.find(only) != std::string::npos;
 }
 
 // One layer of `tokens` rows in chunks of 64 segments.
@@ -237,10 +194,6 @@ class Layer {
   std::vector<Chunk> chunks_;
   std::unique_ptr<DeviceBuffer> workspace_, logSums_;
 };
-
-bool wanted(const std::string& name) {
-  return only.empty() || name.find(only) != std::string::npos;
-}
 
 void benchLayer(Clock& clock, int64_t tokens, HeadShape shape, uint64_t seed) {
   const std::string label = std::to_string(tokens) + " " + std::to_string(shape.heads) + "/" +
@@ -422,40 +375,6 @@ void benchMillion(Clock& clock, uint64_t seed) {
   std::printf("million: time a pair / that at 131072: %.3f\n", perPair[1] / perPair[0]);
 }
 
-void benchDecode(Clock& clock, uint64_t seed) {
-  if (!wanted("decode")) return;
-  DeviceBuffer sink(256);
-  const DeviceBuffer big(int64_t{2} << 30);
-  const double read = clock.median(9, [&] {
-    readThrough(big.data(), big.bytes(), sink.data());
-    return cudaGetLastError();
-  });
-  std::printf("%-66s %10.3f ms %8.1f GB/s\n", "read bandwidth, 2 GiB", read,
-              big.bytes() / read / 1e6);
-  for (const HeadShape& shape :
-       {HeadShape{32, 8, 128}, HeadShape{32, 8, 128, Element::bf16, KvStorage::q8},
-        HeadShape{14, 2, 64}, HeadShape{14, 2, 64, Element::bf16, KvStorage::q8},
-        HeadShape{16, 4, 256}, HeadShape{16, 4, 256, Element::bf16, KvStorage::q8}}) {
-    Layer layer(131072, shape, seed);
-    for (const int32_t rows : {1, 4, 16}) {
-      DecodeTask task;
-      task.shape = layer.shape();
-      task.rows = rows;
-      task.firstRow = layer.tokens() - rows;
-      task.tensors = layer.tensors(0);
-      task.tensors.logSumExp = nullptr;
-      const DeviceBuffer workspace(decodeWorkspaceBytes(task));
-      const double ms =
-          clock.median(9, [&] { return launchDecode(task, workspace.data(), nullptr); });
-      const std::string name =
-          "decode " + std::to_string(shape.heads) + "/" + std::to_string(shape.kvHeads) + " d" +
-          std::to_string(shape.headDim) + (shape.storage == KvStorage::q8 ? " q8" : "") +
-          ", rows " + std::to_string(rows);
-      std::printf("%-66s %10.3f ms %8.1f GB/s\n", name.c_str(), ms, layer.cacheBytes() / ms / 1e6);
-    }
-  }
-}
-
 }  // namespace
 }  // namespace longsight::cuda::test
 
@@ -485,7 +404,8 @@ int main(int argc, char** argv) {
   benchQ8(clock, 32768, {32, 8, 128}, seed);
   benchQ8(clock, 131072, {32, 8, 128}, seed);
   for (const int64_t tokens : {4096, 32768}) benchNoStage1(clock, tokens, seed);
-  benchDecode(clock, seed);
+  if (wanted("few rows")) benchFewRows(clock, seed);
+  if (wanted("pointwise")) benchPointwise(clock, seed);
   benchMillion(clock, seed);
   return 0;
 }

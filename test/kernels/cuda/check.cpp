@@ -1,6 +1,7 @@
 // Checks the CUDA kernels against the double-precision reference.
 //   test_cuda_kernels [--small] [--mma-sync] [--seed N] [--only SUBSTRING]
 // --small: only what compute-sanitizer can run in reasonable time. Exit code 77: no device.
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "cuda_case.h"
+#include "drawn_check.h"
 #include "million_check.h"
 
 namespace longsight::cuda::test {
@@ -173,6 +175,23 @@ std::vector<CaseOptions> smallCases() {
   return cases;
 }
 
+// Another epsilon for each head; the common one would keep everything.
+void addHeadEpsilons(std::vector<CaseOptions>& cases) {
+  for (const ScoreNumbers numbers : {ScoreNumbers::stored, ScoreNumbers::int8}) {
+    for (const HeadShape& shape : {HeadShape{6, 2, 64}, HeadShape{12, 4, 128}}) {
+      CaseOptions options = makeCase("epsilon by head", 2900, shape);
+      options.scoreNumbers = numbers;
+      options.params.segmentRows = 1024;
+      options.params.epsilon = 0;
+      for (int32_t head = 0; head < shape.heads; ++head) {
+        options.params.headEpsilons.push_back(
+            head == 1 ? 0.0f : 0.0005f * std::pow(2.0f, static_cast<float>(head)));
+      }
+      cases.push_back(options);
+    }
+  }
+}
+
 // Policy `mass`: in segments, and as one segment with the paper's stride and window.
 void addMassCases(std::vector<CaseOptions>& cases) {
   const auto add = [&](const char* name, int64_t tokens, HeadShape shape) -> CaseOptions& {
@@ -280,6 +299,7 @@ std::vector<CaseOptions> allCases() {
   addShapes(cases);
   addMassCases(cases);
   addQuantizedCases(cases);
+  addHeadEpsilons(cases);
   for (const HeadShape shape :
        {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
     CaseOptions options = makeCase("layout", 4097, shape);
@@ -390,6 +410,8 @@ int run(bool small, const std::vector<Path>& paths, uint64_t seed, const std::st
                 million.c_str(), result.density, result.failures, result.rows, result.worstOutput,
                 result.worstLogSum);
   }
+  const std::string drawn = "drawn votes";
+  if (!small && drawn.find(only) != std::string::npos) failures += checkDrawnVotes(seed);
   std::printf("%s: %d failures, seed %llu\n", failures == 0 ? "PASSED" : "FAILED", failures,
               static_cast<unsigned long long>(seed));
   return failures == 0 ? 0 : 1;

@@ -26,7 +26,7 @@ struct ColumnVerdict {
 };
 
 std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head, int64_t remoteEnd,
-                                        ScoreNumbers scoreNumbers) {
+                                        double epsilon, ScoreNumbers scoreNumbers) {
   std::vector<ColumnVerdict> verdicts;
   if (task.params->policy == Policy::mass) {
     const reference::Masses masses = reference::masses(task, head);
@@ -40,7 +40,7 @@ std::vector<ColumnVerdict> judgeColumns(const AttentionTask& task, int32_t head,
     for (const int32_t column : list.columns) verdicts[static_cast<size_t>(column)].kept = true;
     return verdicts;
   }
-  const double cut = std::log(task.params->epsilon);
+  const double cut = std::log(epsilon);
   const double tolerance =
       scoreNumbers == ScoreNumbers::int8 ? kQuantizedPeakTolerance : kPeakTolerance;
   const std::vector<double> peaks = reference::peaks(task, head);
@@ -129,6 +129,10 @@ CudaCase::CudaCase(const CaseOptions& options, uint64_t seed) : options_(options
     uploadCache(values_, *deviceValues_);
   }
 
+  if (const std::vector<float>& epsilons = options_.params.headEpsilons; !epsilons.empty()) {
+    headEpsilons_ = std::make_unique<DeviceBuffer>(shape.heads * 4);
+    headEpsilons_->write(0, epsilons);
+  }
   const int64_t denseFrom = options_.denseFrom < 0 ? tokens : options_.denseFrom;
   const std::vector<Segment> segments =
       planSegments(tokens, options_.borders, denseFrom, options_.params);
@@ -167,6 +171,7 @@ Chunk CudaCase::chunkOf(const ChunkRun& run) const {
   sparse.policy = params.policy;
   sparse.alpha = params.alpha;
   sparse.epsilon = params.epsilon;
+  if (headEpsilons_) sparse.headEpsilons = static_cast<const float*>(headEpsilons_->data());
   sparse.scoreNumbers = options_.scoreNumbers;
   sparse.scoreDims = scoreDimRanges(params.scoreDims, options_.ropeStyle, options_.shape.headDim);
   sparse.sinkTokens = params.sinkTokens;
@@ -205,6 +210,11 @@ AttentionTask CudaCase::taskOf(const Segment& segment) const {
   task.scale = 1.0f / std::sqrt(static_cast<float>(options_.shape.headDim));
   task.ropeStyle = options_.ropeStyle;
   return task;
+}
+
+double CudaCase::epsilonOf(int32_t head) const {
+  return headEpsilons_ ? double{options_.params.headEpsilons[static_cast<size_t>(head)]}
+                       : options_.params.epsilon;
 }
 
 void CudaCase::fail(CaseResult& result, const std::string& what) const {
@@ -342,7 +352,8 @@ void CudaCase::checkLists(CaseResult& result) {
     const bool drawn = options_.drawnDensity >= 0;
     const std::vector<ColumnVerdict> verdicts =
         drawn ? std::vector<ColumnVerdict>(static_cast<size_t>(remoteEnd), {0, false, true})
-              : judgeColumns(task, item.head, remoteEnd, options_.scoreNumbers);
+              : judgeColumns(task, item.head, remoteEnd, epsilonOf(item.head),
+                             options_.scoreNumbers);
     const auto mask = item.run->workspace->read<uint32_t>(
         offsets.votes + offsets.maskWords(item.segment, item.head) * 4, remoteEnd / 32);
     if (options_.params.policy == Policy::mass && !drawn) {

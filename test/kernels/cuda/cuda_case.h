@@ -85,6 +85,10 @@ class CudaCase {
   reference::Kept keptOf(const ChunkRun& run, int32_t segment, int32_t head) const;
   double outputError(const std::vector<double>& expected, int64_t row, int32_t head,
                      const std::vector<uint16_t>& outputs, int64_t firstRow) const;
+  // The same task captured into a graph that reads the position on the device.
+  void checkDecodeGraph(const DecodeTask& byValue, const std::vector<uint16_t>& expected,
+                        CaseResult& result);
+  double epsilonOf(int32_t head) const;
   void fail(CaseResult& result, const std::string& what) const;
 
   CaseOptions options_;
@@ -93,6 +97,7 @@ class CudaCase {
   std::vector<uint16_t> keys_, values_;
   std::unique_ptr<DeviceBuffer> deviceQueries_, deviceKeys_, deviceValues_, deviceOutput_;
   std::unique_ptr<DeviceBuffer> deviceKeyScales_, deviceValueScales_;
+  std::unique_ptr<DeviceBuffer> headEpsilons_;  // of params.headEpsilons, if there are some
   std::vector<uint16_t> unroundedKeys_;  // before q8
   std::vector<std::unique_ptr<DeviceBuffer>> logSums_;
   std::vector<ChunkRun> chunks_;

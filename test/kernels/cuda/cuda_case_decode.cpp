@@ -6,6 +6,42 @@
 
 namespace longsight::cuda::test {
 
+void CudaCase::checkDecodeGraph(const DecodeTask& byValue, const std::vector<uint16_t>& expected,
+                                CaseResult& result) {
+  DeviceBuffer output(static_cast<int64_t>(expected.size()) * 2);
+  const DeviceBuffer position(4);
+  DecodeTask task = byValue;
+  task.tensors.output = output.data();
+  task.firstRow += 5000;
+  task.firstRowOnDevice = static_cast<const int32_t*>(position.data());
+  const DeviceBuffer workspace(decodeWorkspaceBytes(task));
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  require(cudaStreamCreate(&stream), "stream");
+  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  require(launchDecode(task, workspace.data(), stream), "launchDecode");
+  require(cudaStreamEndCapture(stream, &graph), "end of capture");
+  require(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
+  // The first run is elsewhere.
+  for (const int64_t firstRow : {byValue.firstRow / 2, byValue.firstRow}) {
+    position.write(0, std::vector<int32_t>{static_cast<int32_t>(firstRow)});
+    output.poison();
+    require(cudaDeviceSynchronize(), "poison");
+    require(cudaGraphLaunch(executable, stream), "graph");
+    require(cudaStreamSynchronize(stream), "graph");
+  }
+  if (output.read<uint16_t>(0, output.bytes() / 2) != expected) {
+    fail(result, "decode in a graph gives other bits");
+  }
+  if (!output.guardsIntact() || !workspace.guardsIntact()) {
+    fail(result, "guard words of decode in a graph changed");
+  }
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
 CaseResult CudaCase::checkDecode(int32_t rows) {
   CaseResult result;
   DecodeTask task;
@@ -30,6 +66,7 @@ CaseResult CudaCase::checkDecode(int32_t rows) {
   if (!output.guardsIntact() || !workspace.guardsIntact() || !logSums.guardsIntact()) {
     fail(result, "guard words of decode changed");
   }
+  checkDecodeGraph(task, first, result);
   Segment all;
   all.begin = 0;
   all.end = options_.tokens;
