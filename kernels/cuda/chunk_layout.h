@@ -16,7 +16,7 @@ struct SegmentLayout {
   int32_t stride;  // 0: dense
   int32_t windowTokens;
   int32_t tiles;         // 128-row tiles that hold a row of the segment
-  int32_t firstTileRow;  // floor128(begin)
+  int32_t firstTileRow;  // floor128(begin) where windows start by tile; begin of a dense segment
   int32_t voters;
   int32_t blocks;        // 128-column blocks of [0, end)
   int32_t remoteBlocks;  // blocks that are remote to at least one row of the segment
@@ -38,6 +38,9 @@ struct ChunkLayout {
   int32_t auditRows;
   int32_t maxTiles;  // most tiles of a segment
   bool allDense;     // then units are taken from the last backwards, which is most work first
+  // Parts into which stage 3 splits the columns of every tile: 1, or more where there are too few
+  // tiles to fill a device, all of them dense.
+  int32_t columnSplits;
   double maxListShare;
   SegmentLayout segments[kMaxChunkSegments];
 };
@@ -60,6 +63,10 @@ struct Workspace {
   int32_t* unitOrder;    // (segment * kvHeads + kvHead), most work first
   float2* auditPartial;  // (maximum, sum) by [key split][packed audit row]
   float* coverage;
+  // Only with column splits, [split][row][head][headDim], and (maximum,
+  // sum) [split][row][head].
+  float* partialOutputs;
+  float2* partialSums;
   // Only with a q8 cache: the chunk's columns as elements, [kvHead][chunk end][headDim].
   void* keys;
   void* values;
@@ -69,7 +76,7 @@ struct WorkspacePlan {
   ChunkLayout layout;
   int64_t bytes;
   int64_t votes, voterValues, masses, quantizedKeys, keyScales, quantizedVoters, stats, indices,
-      before, unitOrder, auditPartial, coverage, keys, values;
+      before, unitOrder, auditPartial, coverage, partialOutputs, partialSums, keys, values;
 
   Workspace at(void* base) const;
 };
@@ -103,6 +110,8 @@ cudaError_t launchMassThreshold(const LaunchContext& context);
 cudaError_t launchFilter(const LaunchContext& context);
 cudaError_t launchAttendMmaSync(const LaunchContext& context);
 cudaError_t launchAttendWgmma(const LaunchContext& context);
+// After either of them where columnSplits > 1.
+cudaError_t launchCombine(const LaunchContext& context);
 cudaError_t launchAuditRows(const LaunchContext& context);
 
 }  // namespace longsight::cuda

@@ -93,6 +93,37 @@ std::string validate(const Chunk& chunk) {
   return validateScoreDims(options, chunk.shape.headDim);
 }
 
+namespace {
+
+// Blocks of stage 3 that run at once on a large card. The splits follow from the shapes alone, so
+// that workspace and bits do not depend on the device.
+constexpr int32_t kAttendBlocksAtOnce = 132;
+constexpr int32_t kMostSplitBlocks = 4 * kAttendBlocksAtOnce;
+constexpr int32_t kLeastSplitColumns = 1024;
+
+int32_t columnSplits(const ChunkLayout& layout) {
+  if (!layout.allDense) return 1;
+  int32_t blocks = 0;
+  for (int32_t i = 0; i < layout.segmentCount; ++i) {
+    blocks += layout.heads * layout.segments[i].tiles;
+    if (blocks > kMostSplitBlocks) return 1;
+  }
+  // Time in units of a whole tile's: how often the device is filled, times the part of the columns.
+  const auto timeOf = [&](int32_t splits) {
+    return static_cast<double>((blocks * splits + kAttendBlocksAtOnce - 1) / kAttendBlocksAtOnce) /
+           splits;
+  };
+  const int32_t most = std::min(kMostSplitBlocks / blocks, layout.begin / kLeastSplitColumns);
+  int32_t best = 1;
+  for (int32_t splits = 2; splits <= most; ++splits) {
+    // More of them have to be worth their sums.
+    if (timeOf(splits) < 0.95 * timeOf(best)) best = splits;
+  }
+  return best;
+}
+
+}  // namespace
+
 WorkspacePlan planWorkspace(const Chunk& chunk) {
   WorkspacePlan plan{};
   ChunkLayout& layout = plan.layout;
@@ -113,7 +144,8 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
     SegmentLayout& segment = layout.segments[i];
     segment.begin = static_cast<int32_t>(source.begin);
     segment.end = static_cast<int32_t>(source.end);
-    segment.firstTileRow = static_cast<int32_t>(floor128(source.begin));
+    segment.firstTileRow =
+        static_cast<int32_t>(source.dense ? source.begin : floor128(source.begin));
     segment.tiles = static_cast<int32_t>((source.end - segment.firstTileRow + 127) / 128);
     segment.blocks = static_cast<int32_t>((source.end + 127) / 128);
     segment.maskBegin = maskWords;
@@ -140,6 +172,7 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
     counts += int64_t{layout.heads} * (segment.blocks + 1);
     voters += int64_t{layout.heads} * segment.voters;
   }
+  layout.columnSplits = columnSplits(layout);
   const int64_t pairs = int64_t{layout.segmentCount} * layout.heads;
   const int64_t splits = (layout.end + kAuditSplitColumns - 1) / kAuditSplitColumns;
   const auto place = [&](int64_t bytes) {
@@ -163,6 +196,12 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
   plan.unitOrder = place(int64_t{layout.segmentCount} * layout.kvHeads * 4);
   plan.auditPartial = place(splits * pairs * layout.auditRows * 8);
   plan.coverage = place(pairs * layout.auditRows * 4);
+  const int64_t partials =
+      layout.columnSplits == 1
+          ? 0
+          : int64_t{layout.columnSplits} * (layout.end - layout.begin) * layout.heads;
+  plan.partialOutputs = place(partials * chunk.shape.headDim * 4);
+  plan.partialSums = place(partials * 8);
   if (chunk.shape.storage == KvStorage::q8) {
     const int64_t elements = int64_t{layout.kvHeads} * layout.end * chunk.shape.headDim;
     plan.keys = place(elements * 2);
@@ -185,6 +224,8 @@ Workspace WorkspacePlan::at(void* base) const {
           reinterpret_cast<int32_t*>(bytesBase + unitOrder),
           reinterpret_cast<float2*>(bytesBase + auditPartial),
           reinterpret_cast<float*>(bytesBase + coverage),
+          reinterpret_cast<float*>(bytesBase + partialOutputs),
+          reinterpret_cast<float2*>(bytesBase + partialSums),
           bytesBase + keys,
           bytesBase + values};
 }
@@ -298,7 +339,10 @@ cudaError_t launchColumnLists(const Chunk& chunk, void* workspace, cudaStream_t 
 cudaError_t launchAttend(const Chunk& chunk, const Tensors& tensors, void* workspace, Path path,
                          cudaStream_t stream) {
   return withContext(chunk, tensors, workspace, stream, [&](const LaunchContext& context, bool) {
-    return takesWgmma(context, path) ? launchAttendWgmma(context) : launchAttendMmaSync(context);
+    const cudaError_t error =
+        takesWgmma(context, path) ? launchAttendWgmma(context) : launchAttendMmaSync(context);
+    if (error != cudaSuccess || context.layout.columnSplits == 1) return error;
+    return launchCombine(context);
   });
 }
 

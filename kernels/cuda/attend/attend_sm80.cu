@@ -43,7 +43,7 @@ struct SharedMemoryPlan {
 
 template <class T, int kDim>
 __global__ __launch_bounds__(AttendTraits<kDim>::kThreads, AttendTraits<kDim>::kBlocks) void attend(
-    const __grid_constant__ ChunkLayout layout, const Workspace workspace,
+    const __grid_constant__ ChunkLayout layout, const __grid_constant__ Workspace workspace,
     const __grid_constant__ Tensors tensors) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   auto& shared = *reinterpret_cast<SharedMemoryPlan<T, kDim>*>(sharedBytes);
@@ -79,7 +79,7 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads, AttendTraits<kDim>::k
     copyAsync16(queryTile + tileOffset<kDim, int(kTileRows)>(row, piece), queries + source, valid);
   }
 
-  const int runLast = (work.rowEnd - 1 - work.runBegin) / kColumns;
+  const int runLast = (work.columnsEnd - 1 - work.runBegin) / kColumns;
   const int runTiles = runLast + 1;
   const int tiles = runTiles + (work.listed + kColumns - 1) / kColumns;
   const auto findColumns = [&](int tile) {
@@ -87,7 +87,7 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads, AttendTraits<kDim>::k
     int column;
     if (tile < runTiles) {
       column = work.runBegin + (runLast - tile) * kColumns + thread;
-      if (column >= work.rowEnd) column = -1;
+      if (column >= work.columnsEnd) column = -1;
     } else {
       const int entry = (tile - runTiles) * kColumns + thread;
       column = entry < work.listed ? __ldg(work.list + entry) : -1;
@@ -176,14 +176,15 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads, AttendTraits<kDim>::k
     const bool inRun = tile < runTiles;
     const int listLeft = work.listed - (tile - runTiles) * kColumns;
     const bool masked =
-        inRun ? runColumn + kColumns > work.tileRow + warpRow + 1 : listLeft < kColumns;
+        inRun ? runColumn + kColumns > min(work.tileRow + warpRow + 1, work.columnsEnd)
+              : listLeft < kColumns;
 #pragma unroll
     for (int m = 0; m < kRowBlocks; ++m) {
       float rescale[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = work.tileRow + warpRow + m * 16 + half * 8 + lane / 4;
-        const int last = inRun ? row - runColumn : listLeft - 1;
+        const int last = inRun ? min(row, work.columnsEnd - 1) - runColumn : listLeft - 1;
         float best = maximum[m][half];
 #pragma unroll
         for (int n = 0; n < kColumns / 8; ++n) {
@@ -260,8 +261,19 @@ __global__ __launch_bounds__(AttendTraits<kDim>::kThreads, AttendTraits<kDim>::k
       total += __shfl_xor_sync(~0u, total, 2);
       const int position = work.tileRow + warpRow + m * 16 + half * 8 + lane / 4;
       if (position < work.rowBegin || position >= work.rowEnd) continue;
-      const float inverse = 1.0f / total;
       const int64_t row = position - layout.begin;
+      if (layout.columnSplits > 1) {
+        const int64_t slot = partialSlot(layout, work.split, row, work.head);
+        float* target = workspace.partialOutputs + slot * kDim + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+          const float* pair = accumulated[m][n] + 2 * half;
+          *reinterpret_cast<float2*>(target + n * 8) = make_float2(pair[0], pair[1]);
+        }
+        if (lane % 4 == 0) workspace.partialSums[slot] = make_float2(maximum[m][half], total);
+        continue;
+      }
+      const float inverse = 1.0f / total;
       T* target =
           static_cast<T*>(tensors.output) + (row * layout.heads + work.head) * kDim + lane % 4 * 2;
 #pragma unroll

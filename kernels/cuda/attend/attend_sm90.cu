@@ -35,8 +35,6 @@ struct AttendTraits {
   static constexpr int kBlockBytes = kColumns * 128;
   static constexpr int kTileBytes = kBlocks * kBlockBytes;
   static constexpr int kQueryBlockBytes = 128 * 128;
-  // Tiles on the diagonal, from which rows see a part.
-  static constexpr int kDiagonalTiles = 128 / kColumns;
   // A product with values makes at most 128 dimensions.
   static constexpr int kParts = kDim > 128 ? kDim / 128 : 1;
   static constexpr int kPartDim = kDim / kParts;
@@ -71,7 +69,7 @@ struct TileCounts {
 };
 template <int kColumns>
 __device__ __forceinline__ TileCounts countTiles(const TileWork& work) {
-  const int run = (work.tileRow + int(kTileRows) - work.runBegin) / kColumns;
+  const int run = (work.runEnd - work.runBegin) / kColumns;
   return {run, run + (work.listed + kColumns - 1) / kColumns};
 }
 
@@ -112,7 +110,7 @@ __device__ __forceinline__ void produce(SharedMemoryPlan<kDim>& shared, const Ti
     const uint32_t keyTile = sharedAddress(shared.keys[stage]);
     const uint32_t valueTile = sharedAddress(shared.values[stage]);
     if (tile < counts.run) {
-      const int column = work.tileRow + int(kTileRows) - (tile + 1) * kColumns;
+      const int column = work.runEnd - (tile + 1) * kColumns;
       const auto copyTile = [&](const CUtensorMap& map, uint32_t target, uint32_t full) {
         if (thread == 0) {
           barrierArriveExpect(full, Traits::kTileBytes);
@@ -259,22 +257,16 @@ __device__ __forceinline__ void packWeights(const float (&scores)[kScores],
   for (int i = 0; i < kScores / 2; ++i) weights[i] = packPair<T>(scores[2 * i], scores[2 * i + 1]);
 }
 
-struct OutputPlace {
-  int64_t firstRow;  // of the output and logSumExp buffers, an absolute position
-  int64_t rows;
-  int heads;
-};
-
 template <class T, int kDim>
 __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const TileWork& work,
-                                        const T* queries, T* output, float* logSumExp,
-                                        OutputPlace place, float scale) {
+                                        const ChunkLayout& layout, const Workspace& workspace,
+                                        const Tensors& tensors) {
   using Traits = AttendTraits<kDim>;
   const int consumer = (threadIdx.x - kProducerThreads) / 128;
   const int thread = threadIdx.x % 128;
   const int lane = thread % 32;
   const bool signals = lane == 0;
-  const float scaleLog2 = scale * kLog2E;
+  const float scaleLog2 = tensors.scale * kLog2E;
 
   for (int i = thread; i < 64 * (kDim / 8); i += 128) {
     const int row = consumer * 64 + i / (kDim / 8);
@@ -282,9 +274,10 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
     const int position = work.tileRow + row;
     const bool valid = position >= work.rowBegin && position < work.rowEnd;
     const int64_t source =
-        valid ? ((position - place.firstRow) * place.heads + work.head) * kDim + piece * 8 : 0;
-    copyAsync16(sharedAddress(shared.queries) + tileOffset<kDim, 128>(row, piece), queries + source,
-                valid);
+        valid ? (int64_t(position - layout.begin) * layout.heads + work.head) * kDim + piece * 8
+              : 0;
+    copyAsync16(sharedAddress(shared.queries) + tileOffset<kDim, 128>(row, piece),
+                static_cast<const T*>(tensors.queries) + source, valid);
   }
   copyAsyncCommit();
   copyAsyncWait<0>();
@@ -297,6 +290,9 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
   // Position of this thread's rows within the tile.
   const int row0 = consumer * 64 + thread / 32 * 16 + lane / 4;
   const int tailLast = (work.listed - 1) % Traits::kColumns;
+  // Tiles of which the first row does not see all columns, and what row 0 sees last of tile 0.
+  const int diagonalTiles = (work.runEnd - work.tileRow + Traits::kColumns - 1) / Traits::kColumns;
+  const int firstLast = row0 + work.tileRow - work.runEnd + Traits::kColumns;
 
   OutputParts<kDim> accumulated = {};
   float maximum[2] = {kLowestMaximum, kLowestMaximum};
@@ -313,8 +309,7 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
   wgmmaWait<0>();
   pinRegisters(scores);
   if (signals) barrierArrive(sharedAddress(&shared.keysEmpty[0]));
-  constexpr int kFirstColumn = int(kTileRows) - Traits::kColumns;
-  maskScores<8>(scores, row0 - kFirstColumn);
+  maskScores<8>(scores, firstLast);
   onlineSoftmax(scores, maximum, sum, rescale, scaleLog2);
   packWeights<T>(scores, weights);
 
@@ -340,9 +335,7 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
     wgmmaWait<1>();
     pinRegisters(scores);
     if (signals) barrierArrive(sharedAddress(&shared.keysEmpty[stage]));
-    if (tile < Traits::kDiagonalTiles) {
-      maskScores<8>(scores, row0 - kFirstColumn + tile * Traits::kColumns);
-    }
+    if (tile < diagonalTiles) maskScores<8>(scores, firstLast + tile * Traits::kColumns);
     if (tile == counts.total - 1 && tile >= counts.run) maskScores<0>(scores, tailLast);
     onlineSoftmax(scores, maximum, sum, rescale, scaleLog2);
     wgmmaWait<0>();
@@ -371,25 +364,41 @@ __device__ __forceinline__ void consume(SharedMemoryPlan<kDim>& shared, const Ti
     total += __shfl_xor_sync(~0u, total, 2);
     const int position = work.tileRow + row0 + 8 * half;
     if (position < work.rowBegin || position >= work.rowEnd) continue;
+    const int64_t row = position - layout.begin;
+    const auto pairOf = [&](int j) {
+      constexpr int kPartTiles = Traits::kPartDim / 8;
+      return accumulated[j / kPartTiles] + 4 * (j % kPartTiles) + 2 * half;
+    };
+    if (layout.columnSplits > 1) {
+      const int64_t slot = partialSlot(layout, work.split, row, work.head);
+      float* target = workspace.partialOutputs + slot * kDim + lane % 4 * 2;
+#pragma unroll
+      for (int j = 0; j < kDim / 8; ++j) {
+        const float* pair = pairOf(j);
+        *reinterpret_cast<float2*>(target + j * 8) = make_float2(pair[0], pair[1]);
+      }
+      if (lane % 4 == 0) workspace.partialSums[slot] = make_float2(maximum[half], total);
+      continue;
+    }
     const float inverse = 1.0f / total;
-    const int64_t row = position - place.firstRow;
-    T* target = output + (row * place.heads + work.head) * kDim + lane % 4 * 2;
+    T* target =
+        static_cast<T*>(tensors.output) + (row * layout.heads + work.head) * kDim + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      constexpr int kPartTiles = Traits::kPartDim / 8;
-      const float* pair = accumulated[j / kPartTiles] + 4 * (j % kPartTiles) + 2 * half;
+      const float* pair = pairOf(j);
       *reinterpret_cast<uint32_t*>(target + j * 8) =
           packPair<T>(pair[0] * inverse, pair[1] * inverse);
     }
-    if (logSumExp != nullptr && lane % 4 == 0) {
-      logSumExp[work.head * place.rows + row] = (maximum[half] * scaleLog2 + log2f(total)) * kLn2;
+    if (tensors.logSumExp != nullptr && lane % 4 == 0) {
+      tensors.logSumExp[int64_t(work.head) * (layout.end - layout.begin) + row] =
+          (maximum[half] * scaleLog2 + log2f(total)) * kLn2;
     }
   }
 }
 
 template <class T, int kDim>
 __global__ __launch_bounds__(kThreads, 1) void attend(const __grid_constant__ ChunkLayout layout,
-                                                      const Workspace workspace,
+                                                      const __grid_constant__ Workspace workspace,
                                                       const __grid_constant__ CUtensorMap keyMap,
                                                       const __grid_constant__ CUtensorMap valueMap,
                                                       const __grid_constant__ Tensors tensors) {
@@ -415,10 +424,7 @@ __global__ __launch_bounds__(kThreads, 1) void attend(const __grid_constant__ Ch
                      static_cast<const T*>(tensors.values), tensors.capacityRows);
   } else {
     claimRegisters<AttendTraits<kDim>::kConsumerRegisters>();
-    consume<T, kDim>(shared, work, static_cast<const T*>(tensors.queries),
-                     static_cast<T*>(tensors.output), tensors.logSumExp,
-                     OutputPlace{layout.begin, layout.end - layout.begin, layout.heads},
-                     tensors.scale);
+    consume<T, kDim>(shared, work, layout, workspace, tensors);
   }
 }
 

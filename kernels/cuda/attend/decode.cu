@@ -21,6 +21,8 @@ constexpr int kPackedRows = 16;  // (row, head of the group) pairs of a block
 constexpr int kWantedBlocks = 264;
 // Steps of a warp in a split at least: the pipeline has to fill.
 constexpr int kLeastSteps = 4;
+// Of a split, asked for while the kernel in front ends: those of all blocks fit L2.
+constexpr int kPrefetchedColumns = 256;
 
 // As many as fit with their stages in kSharedBytesEverywhere.
 LONGSIGHT_HOST_DEVICE constexpr int warpsOf(int headDim) { return headDim > 128 ? 2 : 4; }
@@ -112,12 +114,19 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
   const int packedBegin = blockIdx.z * kPackedRows;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
+  const int64_t cacheRow = int64_t(kvHead) * tensors.capacityRows;
   letNextStart();
+  if (threadIdx.x == 0) {
+    // Rows that may be wrong, if the kernel in front sets the position, but are of the cache.
+    const DecodeSplits early = splitColumns(layout);
+    const int column = split * early.columnsPerSplit;
+    const int columns = min(early.columns - column, min(early.columnsPerSplit, kPrefetchedColumns));
+    if (columns > 0) Step::prefetch(tensors, cacheRow + column, columns / kColumns * kColumns);
+  }
   waitForPrevious();
   const DecodeSplits splits = splitColumns(layout);
   if (split >= splits.count) return;
   const int columnsEnd = min(splits.columns, (split + 1) * splits.columnsPerSplit);
-  const int64_t cacheRow = int64_t(kvHead) * tensors.capacityRows;
 
   const auto stepColumn = [&](int step) {
     return split * splits.columnsPerSplit + (step * kWarps + warp) * kColumns;

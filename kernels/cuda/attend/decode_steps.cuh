@@ -5,6 +5,7 @@
 // a time.
 #pragma once
 
+#include "device/dependent_launch.cuh"
 #include "device/q8.cuh"
 #include "sample_attention.h"
 
@@ -22,6 +23,12 @@ struct ElementStep {
   __device__ static int keyDim(int lane, int i) { return lane % 4 * 2 + i * 8; }
   // Dimension, within a group of 32, of the thread's element i of output matrix n.
   __device__ static int valueDim(int lane, int n, int i) { return n * 8 + lane % 4 * 2 + i; }
+
+  // Asks for cache rows [row, row + rows); a multiple of 16.
+  __device__ static void prefetch(const Tensors& tensors, int64_t row, int rows) {
+    prefetchToL2(static_cast<const T*>(tensors.keys) + row * kDim, rows * kDim * 2);
+    prefetchToL2(static_cast<const T*>(tensors.values) + row * kDim, rows * kDim * 2);
+  }
 
   // Copies cache rows [row, row + 16), of which the first `valid` exist; the others become zeros.
   __device__ void copy(const Tensors& tensors, int64_t row, int valid, int lane) {
@@ -76,6 +83,14 @@ struct Q8Step {
 
   __device__ static int keyDim(int lane, int i) { return lane % 4 * 4 + i * 2; }
   __device__ static int valueDim(int lane, int n, int i) { return lane % 4 * 8 + i * 4 + n; }
+
+  __device__ static void prefetch(const Tensors& tensors, int64_t row, int rows) {
+    prefetchToL2(static_cast<const int8_t*>(tensors.keys) + row * kDim, rows * kDim);
+    prefetchToL2(static_cast<const int8_t*>(tensors.values) + row * kDim, rows * kDim);
+    prefetchToL2(static_cast<const __half*>(tensors.keyScales) + row * kBlocks, rows * kBlocks * 2);
+    prefetchToL2(static_cast<const __half*>(tensors.valueScales) + row * kBlocks,
+                 rows * kBlocks * 2);
+  }
 
   __device__ void copy(const Tensors& tensors, int64_t row, int valid, int lane) {
     constexpr int kPieces = kDim / 16;

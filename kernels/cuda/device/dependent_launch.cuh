@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <utility>
 
 #include "device_traits.h"
@@ -24,6 +25,16 @@ __device__ __forceinline__ void waitForPrevious() {
 __device__ __forceinline__ void letNextStart() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Asks for memory that the kernel will read once it has waited, so that it is in L2 by then. Both
+// are multiples of 16 bytes. One thread calls it.
+__device__ __forceinline__ void prefetchToL2(const void* source, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  if (bytes > 0) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+  }
 #endif
 }
 

@@ -128,13 +128,12 @@ void benchQuestion(Clock& clock, const HeadShape& shape, int64_t rows, int64_t c
   segment.end = columns;
   const Chunk chunk{std::span(&segment, 1), shape, {}};
   const DeviceBuffer workspace(workspaceBytes(chunk));
-  const double pairs = static_cast<double>(causalPairCount(segment.begin, segment.end)) *
-                       shape.heads;
+  const double pairs =
+      static_cast<double>(causalPairCount(segment.begin, segment.end)) * shape.heads;
   for (const Path path : {Path::best, Path::mmaSync}) {
     require(launchColumnLists(chunk, workspace.data(), nullptr), "lists");
-    const double ms = clock.median(5, [&] {
-      return launchAttend(chunk, cache.tensors(0), workspace.data(), path, nullptr);
-    });
+    const double ms = clock.median(
+        5, [&] { return launchAttend(chunk, cache.tensors(0), workspace.data(), path, nullptr); });
     print(std::to_string(rows) + " rows on " + std::to_string(columns) + ", " + nameOf(shape) +
               (path == Path::best ? "" : ", mma.sync"),
           ms, pairs * 4 * shape.headDim);
@@ -153,8 +152,8 @@ void benchFewRows(Clock& clock, uint64_t seed) {
     });
     printBytes("read bandwidth, 2 GiB", read, static_cast<double>(big.bytes()));
   }
-  for (const HeadShape& shape : {HeadShape{32, 8, 128}, HeadShape{14, 2, 64},
-                                 HeadShape{16, 4, 256}}) {
+  for (const HeadShape& shape :
+       {HeadShape{32, 8, 128}, HeadShape{14, 2, 64}, HeadShape{16, 4, 256}}) {
     for (const KvStorage storage : {KvStorage::element, KvStorage::q8}) {
       HeadShape stored = shape;
       stored.storage = storage;

@@ -24,8 +24,7 @@ class Rows {
         keyScales_(8 * rows * 4 * 2),
         valueScales_(keyScales_.bytes()),
         frequencies_(64 * 8) {
-    for (const DeviceBuffer* buffer :
-         {&residual_, &block_, &normed_, &weight_, &projected_}) {
+    for (const DeviceBuffer* buffer : {&residual_, &block_, &normed_, &weight_, &projected_}) {
       require(cudaMemset(buffer->data(), 0x3C, static_cast<size_t>(buffer->bytes())), "fill");
     }
     std::vector<double> frequencies;

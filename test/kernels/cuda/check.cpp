@@ -65,6 +65,22 @@ void addSmallShapes(std::vector<CaseOptions>& cases) {
   add("drawn lists", 641, asF16(asQ8({4, 2, 128})));
 }
 
+// A few dense rows behind many, in a chunk of their own: stage 3 splits their columns.
+void addQuestions(std::vector<CaseOptions>& cases, int64_t tokens) {
+  for (const HeadShape& shape :
+       {HeadShape{3, 1, 64}, HeadShape{4, 2, 80}, HeadShape{4, 2, 96}, HeadShape{4, 2, 128},
+        HeadShape{4, 1, 256}, asF16({6, 2, 128}), asQ8({8, 2, 128})}) {
+    for (const int64_t rows : {1, 100, 256, 301}) {
+      CaseOptions options = makeCase("question of " + std::to_string(rows), tokens, shape);
+      options.params.policy = Policy::dense;
+      options.denseFrom = tokens - rows;
+      options.segmentsPerChunk = 1;
+      options.outputRows = 64;
+      cases.push_back(options);
+    }
+  }
+}
+
 void addShapes(std::vector<CaseOptions>& cases) {
   // q8 in all layouts.
   for (const HeadShape& shape :
@@ -172,6 +188,7 @@ std::vector<CaseOptions> smallCases() {
     cases.push_back(options);
   }
   addSmallShapes(cases);
+  addQuestions(cases, 2500);
   return cases;
 }
 
@@ -300,6 +317,7 @@ std::vector<CaseOptions> allCases() {
   addMassCases(cases);
   addQuantizedCases(cases);
   addHeadEpsilons(cases);
+  addQuestions(cases, 9001);
   for (const HeadShape shape :
        {kSmollm, kQwenSmall, kQwen, kLlama, HeadShape{40, 8, 128}, HeadShape{32, 32, 64}}) {
     CaseOptions options = makeCase("layout", 4097, shape);

@@ -351,9 +351,9 @@ void CudaCase::checkLists(CaseResult& result) {
     const int64_t remoteEnd = windowStart(segment.end - 1, segment.windowTokens);
     const bool drawn = options_.drawnDensity >= 0;
     const std::vector<ColumnVerdict> verdicts =
-        drawn ? std::vector<ColumnVerdict>(static_cast<size_t>(remoteEnd), {0, false, true})
-              : judgeColumns(task, item.head, remoteEnd, epsilonOf(item.head),
-                             options_.scoreNumbers);
+        drawn
+            ? std::vector<ColumnVerdict>(static_cast<size_t>(remoteEnd), {0, false, true})
+            : judgeColumns(task, item.head, remoteEnd, epsilonOf(item.head), options_.scoreNumbers);
     const auto mask = item.run->workspace->read<uint32_t>(
         offsets.votes + offsets.maskWords(item.segment, item.head) * 4, remoteEnd / 32);
     if (options_.params.policy == Policy::mass && !drawn) {

@@ -98,7 +98,7 @@ class CudaCase {
   std::unique_ptr<DeviceBuffer> deviceQueries_, deviceKeys_, deviceValues_, deviceOutput_;
   std::unique_ptr<DeviceBuffer> deviceKeyScales_, deviceValueScales_;
   std::unique_ptr<DeviceBuffer> headEpsilons_;  // of params.headEpsilons, if there are some
-  std::vector<uint16_t> unroundedKeys_;  // before q8
+  std::vector<uint16_t> unroundedKeys_;         // before q8
   std::vector<std::unique_ptr<DeviceBuffer>> logSums_;
   std::vector<ChunkRun> chunks_;
 };

@@ -25,8 +25,7 @@ Drawn draw(const Chunk& chunk, const VoteDraw& wanted) {
   require(cudaDeviceSynchronize(), "drawn votes");
   const WorkspaceOffsets offsets = workspaceOffsets(chunk);
   const auto last = static_cast<int32_t>(chunk.segments.size()) - 1;
-  return {workspace.read<HeadStats>(offsets.stats,
-                                    int64_t{last + 1} * chunk.shape.heads),
+  return {workspace.read<HeadStats>(offsets.stats, int64_t{last + 1} * chunk.shape.heads),
           workspace.read<uint32_t>(offsets.votes, offsets.maskWords(last, chunk.shape.heads))};
 }
 
@@ -53,8 +52,8 @@ int checkDrawnVotes(uint64_t seed) {
         fellBack += s.dense;
         if (s.listLength == 0) continue;
         // Segments of the end alone: there the list is nearly all that a head keeps.
-        const double log = std::log(static_cast<double>(s.listLength) /
-                                    static_cast<double>(s.causalPairs));
+        const double log =
+            std::log(static_cast<double>(s.listLength) / static_cast<double>(s.causalPairs));
         logs += log;
         squares += log * log;
         ++heads;

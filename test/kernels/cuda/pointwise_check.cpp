@@ -54,7 +54,7 @@ struct Comparison {
   void value(const char* what, int64_t at, double got, double expected, double slack,
              Number number) {
     const double allowed =
-        slack + (number == Number::bf16 ? std::abs(expected) * 0x1p-8 / 2 : 0.0) + 1e-30;
+        slack + (number == Number::bf16 ? std::abs(expected) * 0x1p-8 : 0.0) + 1e-30;
     const double error = std::abs(got - expected) / allowed;
     worst = std::max(worst, error);
     if (!(error <= 1.0)) {
