@@ -19,10 +19,11 @@ constexpr int kPackedRows = 16;  // (row, head of the group) pairs of a block
 // Two blocks on each processor of a large card: more take no longer and no less, only the speed
 // depends on it.
 constexpr int kWantedBlocks = 264;
-// Steps of a warp in a split at least: the pipeline has to fill.
-constexpr int kLeastSteps = 4;
-// Of a split, asked for while the kernel in front ends: those of all blocks fit L2.
-constexpr int kPrefetchedColumns = 256;
+// Steps of a warp in a split at least: the pipeline has to fill, and making q8 elements takes
+// longer than reading them. Measured at 1,024 and 4,096 columns.
+constexpr int leastSteps(KvStorage storage) { return storage == KvStorage::q8 ? 2 : 4; }
+// Short splits are asked for while the kernel in front ends: elements of a side of a block.
+constexpr int kPrefetchedElements = 32 << 10;
 
 // As many as fit with their stages in kSharedBytesEverywhere.
 LONGSIGHT_HOST_DEVICE constexpr int warpsOf(int headDim) { return headDim > 128 ? 2 : 4; }
@@ -37,8 +38,9 @@ struct DecodeLayout {
   int firstRow;  // unless it is read on the device
   const int32_t* firstRowOnDevice;
   int wantedSplits;
-  int step;       // columns that the warps of a block take at a time
-  int maxSplits;  // blocks in a row of the grid, of which those without columns do nothing
+  int step;          // columns that the warps of a block take at a time
+  int leastColumns;  // of a split, whole steps
+  int maxSplits;     // blocks in a row of the grid, of which those without columns do nothing
 };
 
 // How the columns are split once the position is known; the same whoever knew it.
@@ -54,8 +56,8 @@ LONGSIGHT_HOST_DEVICE inline DecodeSplits splitColumns(const DecodeLayout& layou
   splits.firstRow = firstRow;
   splits.columns = firstRow + layout.rows;
   const int perSplit = (splits.columns + layout.wantedSplits - 1) / layout.wantedSplits;
-  const int steps = (perSplit + layout.step - 1) / layout.step;
-  splits.columnsPerSplit = (steps > kLeastSteps ? steps : kLeastSteps) * layout.step;
+  const int whole = (perSplit + layout.step - 1) / layout.step * layout.step;
+  splits.columnsPerSplit = whole > layout.leastColumns ? whole : layout.leastColumns;
   splits.count = (splits.columns + splits.columnsPerSplit - 1) / splits.columnsPerSplit;
   return splits;
 }
@@ -78,9 +80,10 @@ DecodeLayout decodeLayout(const DecodeTask& task) {
   layout.firstRowOnDevice = task.firstRowOnDevice;
   layout.wantedSplits = std::max(1, kWantedBlocks / (layout.kvHeads * layout.packedBlocks));
   layout.step = kColumns * warpsOf(task.shape.headDim);
-  const int least = kLeastSteps * layout.step;
+  layout.leastColumns = leastSteps(task.shape.storage) * layout.step;
   layout.maxSplits =
-      std::min(layout.wantedSplits, (layout.firstRow + layout.rows + least - 1) / least);
+      std::min(layout.wantedSplits,
+               (layout.firstRow + layout.rows + layout.leastColumns - 1) / layout.leastColumns);
   return layout;
 }
 
@@ -116,12 +119,14 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
   const int warp = threadIdx.x / 32;
   const int64_t cacheRow = int64_t(kvHead) * tensors.capacityRows;
   letNextStart();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && blockIdx.z == 0) {
     // Rows that may be wrong, if the kernel in front sets the position, but are of the cache.
     const DecodeSplits early = splitColumns(layout);
     const int column = split * early.columnsPerSplit;
-    const int columns = min(early.columns - column, min(early.columnsPerSplit, kPrefetchedColumns));
-    if (columns > 0) Step::prefetch(tensors, cacheRow + column, columns / kColumns * kColumns);
+    const int columns = min(early.columns - column, early.columnsPerSplit);
+    if (columns > 0 && early.columnsPerSplit * kDim <= kPrefetchedElements) {
+      Step::prefetch(tensors, cacheRow + column, columns / kColumns * kColumns);
+    }
   }
   waitForPrevious();
   const DecodeSplits splits = splitColumns(layout);

@@ -29,6 +29,7 @@ LIMITS = {
     "decode 256": (255, 8 << 10),
     "column_lists": (64, 32 << 10),
     "q8_rows": (64, 0),
+    "combine": (64, 0),
     "drawn_votes": (64, 0),
     "norms": (128, 256),
     "rope_store": (80, 8 << 10),
