@@ -37,6 +37,8 @@ const char* instructionSetName(InstructionSet set) {
       return "avx2";
     case InstructionSet::avx512:
       return "avx512";
+    case InstructionSet::avx512vnni:
+      return "avx512vnni";
     case InstructionSet::avx512bf16:
       return "avx512bf16";
     case InstructionSet::amx:
@@ -60,6 +62,7 @@ bool instructionSetRuns(InstructionSet set) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   switch (set) {
     case InstructionSet::portable:
       return true;
@@ -67,10 +70,12 @@ bool instructionSetRuns(InstructionSet set) {
       return avx2;
     case InstructionSet::avx512:
       return avx512;
+    case InstructionSet::avx512vnni:
+      return vnni;
     case InstructionSet::avx512bf16:
-      return avx512 && __builtin_cpu_supports("avx512bf16");
+      return vnni && __builtin_cpu_supports("avx512bf16");
     case InstructionSet::amx:
-      return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+      return vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
              __builtin_cpu_supports("amx-bf16") && tilesAllowed();
   }
   return false;

@@ -13,15 +13,16 @@ enum class InstructionSet : int32_t {
   portable,    // plain C++ for the compiler's base target
   avx2,        // AVX2, FMA, F16C
   avx512,      // AVX-512 F, BW, DQ, VL
+  avx512vnni,  // the above and AVX512_VNNI (vpdpbusd)
   avx512bf16,  // the above and AVX512_BF16 (vdpbf16ps)
   amx,         // the above, AMX_TILE and AMX_BF16
 };
 
 inline constexpr InstructionSet kInstructionSets[] = {
-    InstructionSet::portable, InstructionSet::avx2, InstructionSet::avx512,
-    InstructionSet::avx512bf16, InstructionSet::amx};
+    InstructionSet::portable,   InstructionSet::avx2,       InstructionSet::avx512,
+    InstructionSet::avx512vnni, InstructionSet::avx512bf16, InstructionSet::amx};
 
-// "portable", "avx2", "avx512", "avx512bf16", "amx".
+// "portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx".
 const char* instructionSetName(InstructionSet set);
 std::optional<InstructionSet> parseInstructionSet(std::string_view name);
 

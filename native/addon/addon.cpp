@@ -26,8 +26,7 @@ Napi::Value machine(const Napi::CallbackInfo& info) {
     object.Set("cpuFeatures", list);
     Napi::Object kernels = Napi::Object::New(env);
     kernels.Set("attention", instructionSetName(chooseAttentionKernels().set));
-    kernels.Set("linear", std::string(instructionSetName(chooseLinearSet())) + ", decoding ggml " +
-                              cpuVariant());
+    kernels.Set("linear", linearSetsName(chooseLinearSets()) + ", decoding ggml " + cpuVariant());
     object.Set("kernels", kernels);
     object.Set("totalMemoryBytes", static_cast<double>(totalMemoryBytes()));
     object.Set("availableMemoryBytes", static_cast<double>(availableMemoryBytes()));

@@ -232,7 +232,10 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
     llama = fastestLlama(theirs.get(), head(std::min<int64_t>(most, 2048)), most, threads);
   }
   ThreadPool pool(threads);
-  report("threads", threads, "linear:" + std::string(instructionSetName(chooseLinearSet())), 0);
+  const LinearSets linear = chooseLinearSets();
+  report("threads", threads, "linear:" + std::string(instructionSetName(linear.general)), 0);
+  if (linear.integers != linear.general)
+    report("threads", threads, "integers:" + std::string(instructionSetName(linear.integers)), 0);
   report(
       "threads", threads,
       "attention:" + std::string(instructionSetName(attentionKernels(chooseInstructionSet()).set)),

@@ -134,12 +134,30 @@ __attribute__((target("amx-tile,amx-bf16"))) double peakAmx(int64_t rounds) {
   return static_cast<double>(rounds) * 4 * 16384;
 }
 
+// Four products a sum.
+__attribute__((target("avx512f,avx512vnni"))) double peakVnni(int64_t rounds) {
+  __m512i sum[16] = {};
+  __m512i a = _mm512_set1_epi8(1), b = a;
+  for (auto& s : sum) asm volatile("" : "+v"(s));
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) sum[j] = _mm512_dpbusd_epi32(sum[j], a, b);
+  }
+  int32_t total = 0;
+  for (__m512i& s : sum) total += _mm512_reduce_add_epi32(s);
+  sinkValue = static_cast<float>(total);
+  return static_cast<double>(rounds) * 16 * 128;
+}
+
 double runPeak(InstructionSet set, int64_t rounds) {
   switch (set) {
     case InstructionSet::amx:
       return peakAmx(rounds / 8);
     case InstructionSet::avx512bf16:
       return peakBf16(rounds);
+    case InstructionSet::avx512vnni:
+      return peakVnni(rounds);
     case InstructionSet::avx512:
       return peakAvx512(rounds);
     case InstructionSet::avx2:
@@ -306,7 +324,7 @@ Options parse(int argc, char** argv) {
     if (flag == "--threads") options.threads = std::stoi(value);
     if (flag == "--bursts") options.bursts = std::stoi(value);
   }
-  if (options.sets.empty()) options.sets = {instructionSetName(chooseLinearSet())};
+  if (options.sets.empty()) options.sets = {instructionSetName(chooseLinearSets().integers)};
   return options;
 }
 

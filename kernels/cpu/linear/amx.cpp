@@ -177,6 +177,7 @@ const LinearKernels* amxLinearKernels() {
                                             .tileRows = kRows,
                                             .panelDepth = 512,
                                             .elementBytes = 2,
+                                            .takes = nullptr,
                                             .expander = expanderOf,
                                             .packRow = packRow,
                                             .expandPanel = expandPanel,

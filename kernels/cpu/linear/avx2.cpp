@@ -108,6 +108,7 @@ const LinearKernels* avx2LinearKernels() {
                                             .tileRows = 6,
                                             .panelDepth = 1024,
                                             .elementBytes = 4,
+                                            .takes = nullptr,
                                             .expander = expanderOf,
                                             .packRow = nullptr,
                                             .expandPanel = expandPanel,

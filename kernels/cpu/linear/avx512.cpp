@@ -70,6 +70,7 @@ const LinearKernels* avx512LinearKernels() {
                                             .tileRows = 6,
                                             .panelDepth = 1024,
                                             .elementBytes = 4,
+                                            .takes = nullptr,
                                             .expander = expanderOf,
                                             .packRow = nullptr,
                                             .expandPanel = expandPanel,

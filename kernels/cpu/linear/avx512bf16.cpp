@@ -72,6 +72,7 @@ const LinearKernels* avx512bf16LinearKernels() {
                                             .tileRows = 6,
                                             .panelDepth = 2048,
                                             .elementBytes = 2,
+                                            .takes = nullptr,
                                             .expander = expanderOf,
                                             .packRow = packRow,
                                             .expandPanel = expandPanel,

@@ -34,6 +34,7 @@ struct PanelSource {
   int64_t blockBytes;
   int32_t rows;
   int64_t columns;
+  int32_t ggmlType;
   ExpandRow expand;
 };
 
@@ -46,6 +47,9 @@ struct LinearKernels {
   int32_t panelDepth;
   // Bytes of an element of a panel, and of an activation as multiplyTile reads it.
   int32_t elementBytes;
+
+  // Whether weights of a ggml_type are multiplied by these kernels; null: all are.
+  bool (*takes)(int32_t ggmlType);
 
   // This set's own expansion of a ggml_type, or null: then ggml's to_float serves.
   // Both give the same bits.
@@ -66,12 +70,16 @@ struct LinearKernels {
                        int64_t depth, float* c, int64_t cStride, bool accumulate);
 };
 
-// Null where the set does not run.
+// Those for all types of the best set at or below `set` that has such; null where `set` does not
+// run.
 const LinearKernels* linearKernels(InstructionSet set);
+// Those of `set` for weights that files hold as integers; null where it has none or does not run.
+const LinearKernels* integerLinearKernels(InstructionSet set);
 
 const LinearKernels* portableLinearKernels();
 const LinearKernels* avx2LinearKernels();
 const LinearKernels* avx512LinearKernels();
+const LinearKernels* avx512vnniLinearKernels();
 const LinearKernels* avx512bf16LinearKernels();
 const LinearKernels* amxLinearKernels();
 

@@ -18,6 +18,8 @@ constexpr size_t kAlignment = 64;
 // Zeros between two packed rows of activations, so that their addresses are not equal modulo the
 // size of a cache way when the number of columns is a power of two.
 constexpr int64_t kRowGapElements = 32;
+// Times of tiles do not have the rounding of activations, which costs integers more.
+constexpr double kClearlyFaster = 0.85;
 
 int64_t roundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -34,14 +36,18 @@ ExpandRow expanderFor(const LinearKernels& kernels, ggml_type type) {
 double tileSeconds(const LinearKernels& kernels) {
   constexpr int64_t kDepth = 512;
   constexpr int kBursts = 5, kRows = 128;
-  std::vector<float> a(kDepth * kMaxTileRows), panel(kDepth * kPanelRows),
-      c(kPanelRows * kMaxTileRows);
+  struct alignas(kAlignment) Line {
+    float values[kAlignment / sizeof(float)];
+  };
+  constexpr int64_t kLineFloats = kAlignment / sizeof(float);
+  std::vector<Line> a(kDepth * kMaxTileRows / kLineFloats),
+      panel(kDepth * kPanelRows / kLineFloats), c(kPanelRows * kMaxTileRows / kLineFloats);
   double best = 1.0;
   for (int burst = 0; burst < kBursts; ++burst) {
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < kRows; i += kernels.tileRows) {
-      kernels.multiplyTile(a.data(), kDepth, kernels.tileRows, panel.data(), kDepth, c.data(),
-                           kPanelRows, false);
+      kernels.multiplyTile(a.data(), kDepth, kernels.tileRows, panel.data(), kDepth,
+                           c.front().values, kPanelRows, false);
     }
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
     best = std::min(best, taken.count());
@@ -51,15 +57,38 @@ double tileSeconds(const LinearKernels& kernels) {
 
 }  // namespace
 
-InstructionSet chooseLinearSet() {
+LinearSets::LinearSets(InstructionSet set) : general(set), integers(set) {
+  const LinearKernels* kernels = linearKernels(set);
+  if (kernels != nullptr) general = kernels->set;
+  if (integerLinearKernels(set) == nullptr) integers = general;
+}
+
+LinearSets chooseLinearSets() {
   if (isInstructionSetForced()) return chooseInstructionSet();
-  static const InstructionSet fastest =
-      fastestInstructionSet([](InstructionSet set) -> std::optional<double> {
-        const LinearKernels* kernels = linearKernels(set);
-        if (kernels == nullptr) return std::nullopt;
-        return tileSeconds(*kernels);
-      });
+  static const LinearSets fastest = [] {
+    LinearSets sets = fastestInstructionSet([](InstructionSet set) -> std::optional<double> {
+      const LinearKernels* kernels = linearKernels(set);
+      if (kernels == nullptr || kernels->set != set) return std::nullopt;
+      return tileSeconds(*kernels);
+    });
+    double least = tileSeconds(*linearKernels(sets.general)) * kClearlyFaster;
+    for (const InstructionSet set : kInstructionSets) {
+      const LinearKernels* kernels = integerLinearKernels(set);
+      if (kernels == nullptr) continue;
+      const double seconds = tileSeconds(*kernels);
+      if (seconds >= least) continue;
+      sets.integers = set;
+      least = seconds;
+    }
+    return sets;
+  }();
   return fastest;
+}
+
+std::string linearSetsName(const LinearSets& sets) {
+  const std::string name = instructionSetName(sets.general);
+  if (sets.integers == sets.general) return name;
+  return name + ", integers " + instructionSetName(sets.integers);
 }
 
 const LinearKernels* linearKernels(InstructionSet set) {
@@ -67,10 +96,18 @@ const LinearKernels* linearKernels(InstructionSet set) {
 #if defined(__x86_64__)
   if (set == InstructionSet::amx) return amxLinearKernels();
   if (set == InstructionSet::avx512bf16) return avx512bf16LinearKernels();
-  if (set == InstructionSet::avx512) return avx512LinearKernels();
+  if (set >= InstructionSet::avx512) return avx512LinearKernels();
   if (set == InstructionSet::avx2) return avx2LinearKernels();
 #endif
   return portableLinearKernels();
+}
+
+const LinearKernels* integerLinearKernels(InstructionSet set) {
+#if defined(__x86_64__)
+  if (set == InstructionSet::avx512vnni && instructionSetRuns(set))
+    return avx512vnniLinearKernels();
+#endif
+  return nullptr;
 }
 
 bool isLinearType(ggml_type type) {
@@ -82,42 +119,49 @@ bool isLinearType(ggml_type type) {
 
 // Offsets in bytes: packed activations, then for each thread its panel, group and edge tile.
 struct LinearScratch::Layout {
-  const LinearKernels* kernels;
-  int64_t maxRows;
-  int64_t maxColumns;
-  int32_t threads;
-  int64_t rowElements;  // a packed row of activations with its gap
-  size_t panelBytes;
-  size_t groupBytes;
-  size_t threadBytes;
-  size_t threadsBegin;
-  size_t totalBytes;
+  Layout(const LinearSets& chosen, const LinearKernels* forAll, const LinearKernels* forIntegers)
+      : sets(chosen), general(forAll), integers(forIntegers) {}
+
+  LinearSets sets;
+  const LinearKernels* general;
+  const LinearKernels* integers;  // null where there are none of their own
+  int64_t maxRows = 0;
+  int64_t maxColumns = 0;
+  int32_t threads = 0;
+  int64_t rowElements = 0;  // a packed row of activations with its gap
+  size_t panelBytes = 0;
+  size_t groupBytes = 0;
+  size_t threadBytes = 0;
+  size_t threadsBegin = 0;
+  size_t totalBytes = 0;
 };
 
 LinearScratch::Layout LinearScratch::layoutFor(int64_t maxRows, int64_t maxColumns, int32_t threads,
-                                               InstructionSet set) {
+                                               const LinearSets& sets) {
   if (maxRows < 1 || maxColumns < 1 || threads < 1) {
     throw std::invalid_argument("linear layers: scratch for " + std::to_string(maxRows) +
                                 " rows, " + std::to_string(maxColumns) + " columns, " +
                                 std::to_string(threads) + " threads");
   }
-  Layout layout{};
-  layout.kernels = linearKernels(set);
-  if (layout.kernels == nullptr) {
-    throw std::invalid_argument(std::string("linear layers: this machine does not run ") +
-                                instructionSetName(set));
+  Layout layout{sets, linearKernels(sets.general), integerLinearKernels(sets.integers)};
+  if (layout.general == nullptr || !instructionSetRuns(sets.integers)) {
+    throw std::invalid_argument("linear layers: this machine does not run " + linearSetsName(sets));
   }
   layout.maxRows = maxRows;
   layout.maxColumns = maxColumns;
   layout.threads = threads;
   const int64_t columns = roundUp(maxColumns, kColumnMultiple);
   layout.rowElements = columns + kRowGapElements;
-  const int64_t packedBytes = layout.kernels->packRow == nullptr
-                                  ? 0
-                                  : maxRows * layout.rowElements * layout.kernels->elementBytes;
-  layout.panelBytes = static_cast<size_t>(kPanelRows) *
-                      static_cast<size_t>(std::min<int64_t>(columns, layout.kernels->panelDepth)) *
-                      static_cast<size_t>(layout.kernels->elementBytes);
+  // Calls of the two kinds take turns in the same memory.
+  int64_t packedBytes = 0;
+  for (const LinearKernels* kernels : {layout.general, layout.integers}) {
+    if (kernels == nullptr) continue;
+    if (kernels->packRow != nullptr)
+      packedBytes = std::max(packedBytes, maxRows * layout.rowElements * kernels->elementBytes);
+    const int64_t panelBytes = int64_t{kPanelRows} * kernels->elementBytes *
+                               std::min<int64_t>(columns, kernels->panelDepth);
+    layout.panelBytes = std::max(layout.panelBytes, static_cast<size_t>(panelBytes));
+  }
   layout.groupBytes = sizeof(float) * kGroupRows * kGroupStride;
   const size_t edgeBytes = sizeof(float) * kMaxTileRows * kPanelRows;
   layout.threadBytes = layout.panelBytes + layout.groupBytes + edgeBytes;
@@ -127,43 +171,44 @@ LinearScratch::Layout LinearScratch::layoutFor(int64_t maxRows, int64_t maxColum
 }
 
 LinearScratch::LinearScratch(int64_t maxRows, int64_t maxColumns, int32_t threads,
-                             InstructionSet set)
-    : layout_(std::make_unique<Layout>(layoutFor(maxRows, maxColumns, threads, set))),
+                             const LinearSets& sets)
+    : layout_(std::make_unique<Layout>(layoutFor(maxRows, maxColumns, threads, sets))),
       buffer_(static_cast<std::byte*>(
           ::operator new(layout_->totalBytes, std::align_val_t(kAlignment)))) {}
 
 LinearScratch::~LinearScratch() { ::operator delete(buffer_, std::align_val_t(kAlignment)); }
 
 size_t LinearScratch::bytes(int64_t maxRows, int64_t maxColumns, int32_t threads,
-                            InstructionSet set) {
-  return layoutFor(maxRows, maxColumns, threads, set).totalBytes;
+                            const LinearSets& sets) {
+  return layoutFor(maxRows, maxColumns, threads, sets).totalBytes;
 }
 
-InstructionSet LinearScratch::instructionSet() const { return layout_->kernels->set; }
+const LinearSets& LinearScratch::sets() const { return layout_->sets; }
 
 void LinearScratch::fillForTest(uint8_t byte) { std::memset(buffer_, byte, layout_->totalBytes); }
 
-// One call of multiply().
+// The part of a call of multiply() that one set of kernels does: the outputs whose weights are
+// theirs.
 class LinearCall {
  public:
-  LinearCall(LinearScratch& scratch, std::span<const LinearOutput> outputs, ThreadPool& pool,
-             const CancelFlag& cancel)
+  LinearCall(LinearScratch& scratch, const LinearKernels& kernels,
+             std::span<const LinearOutput> outputs, ThreadPool& pool, const CancelFlag& cancel)
       : layout_(*scratch.layout_),
-        kernels_(*layout_.kernels),
+        kernels_(kernels),
         buffer_(scratch.buffer_),
         outputs_(outputs),
         pool_(pool),
         cancel_(cancel),
         columns_(outputs.front().weight.columns) {
-    for (const LinearOutput& output : outputs)
-      panels_ += ceilDivide(output.weight.rows, kPanelRows);
+    for (const LinearOutput& output : outputs) panels_ += panelsOf(output);
   }
 
   static void validate(const LinearScratch& scratch, int64_t rows, int64_t aStride,
                        std::span<const LinearOutput> outputs, const ThreadPool& pool);
 
   bool run(const float* activations, int64_t rows, int64_t aStride) {
-    for (int64_t begin = 0; begin < rows && !cancel_.isSet(); begin += layout_.maxRows) {
+    for (int64_t begin = 0; panels_ > 0 && begin < rows && !cancel_.isSet();
+         begin += layout_.maxRows) {
       runBlock(activations + begin * aStride, begin, std::min(layout_.maxRows, rows - begin),
                aStride);
     }
@@ -171,6 +216,12 @@ class LinearCall {
   }
 
  private:
+  int64_t panelsOf(const LinearOutput& output) const {
+    const LinearKernels* integers = layout_.integers;
+    const bool isInteger = integers != nullptr && integers->takes(output.weight.type);
+    if (&kernels_ != (isInteger ? integers : layout_.general)) return 0;
+    return ceilDivide(output.weight.rows, kPanelRows);
+  }
   void runBlock(const float* activations, int64_t begin, int64_t rows, int64_t aStride);
   void pack(const float* source, int64_t aStride);
   void splitPanels();
@@ -284,10 +335,7 @@ void LinearCall::splitPanels() {
 
 void LinearCall::computePanel(int64_t panel, int64_t firstRow, int64_t endRow, int32_t thread) {
   const LinearOutput* output = outputs_.data();
-  while (panel >= ceilDivide(output->weight.rows, kPanelRows)) {
-    panel -= ceilDivide(output->weight.rows, kPanelRows);
-    ++output;
-  }
+  while (panel >= panelsOf(*output)) panel -= panelsOf(*output++);
   const WeightView& weight = output->weight;
   const ggml_type_traits* traits = ggml_get_type_traits(weight.type);
   const int64_t firstOutput = panel * kPanelRows;
@@ -303,6 +351,7 @@ void LinearCall::computePanel(int64_t panel, int64_t firstRow, int64_t endRow, i
   source.blockBytes = static_cast<int64_t>(traits->type_size);
   source.rowBytes = columns_ / source.blockColumns * source.blockBytes;
   source.rows = static_cast<int32_t>(std::min<int64_t>(kPanelRows, weight.rows - firstOutput));
+  source.ggmlType = weight.type;
   source.expand = expanderFor(kernels_, weight.type);
   for (int64_t column = 0; column < columns_; column += kernels_.panelDepth) {
     if (cancel_.isSet()) return;
@@ -347,8 +396,12 @@ bool multiply(const float* activations, int64_t rows, int64_t aStride,
               std::span<const LinearOutput> outputs, LinearScratch& scratch, ThreadPool& pool,
               const CancelFlag& cancel) {
   LinearCall::validate(scratch, rows, aStride, outputs, pool);
-  LinearCall call(scratch, outputs, pool, cancel);
-  return call.run(activations, rows, aStride);
+  for (const LinearKernels* kernels : {scratch.layout_->general, scratch.layout_->integers}) {
+    if (kernels == nullptr) continue;
+    if (!LinearCall(scratch, *kernels, outputs, pool, cancel).run(activations, rows, aStride))
+      return false;
+  }
+  return true;
 }
 
 bool multiply(const float* activations, int64_t rows, int64_t aStride, const WeightView& weight,

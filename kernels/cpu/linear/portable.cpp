@@ -81,6 +81,7 @@ const LinearKernels* portableLinearKernels() {
                                             .tileRows = kTileRows,
                                             .panelDepth = 1024,
                                             .elementBytes = 4,
+                                            .takes = nullptr,
                                             .expander = expanderOf,
                                             .packRow = nullptr,
                                             .expandPanel = expandPanel,
