@@ -123,6 +123,7 @@ class Bench {
     desc.chunkRows = options_.chunk;
     LsError error{};
     must(engine().estimateMemory(&recipe_.desc(), &desc, &estimate_, &error), error, "estimate");
+    freeAtStart_ = estimate_.freeBytes;
     std::printf(
         "estimate: weights %.3f, cache %.3f, scratch %.3f, fixed %.3f GB; largest context "
         "%lld; fits %d; chunks of %lld rows\n",

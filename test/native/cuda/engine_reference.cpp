@@ -220,11 +220,8 @@ std::vector<TestTensor> randomWeights(const Recipe& recipe, uint64_t seed) {
     const LsTensorDesc& tensor = recipe.desc().tensors[i];
     const bool norm = tensor.role == LS_OUTPUT_NORM || tensor.role == LS_LAYER_NORM;
     const bool bias = tensor.role == LS_LAYER_BIAS || tensor.role == LS_OUTPUT_BIAS;
-    // Queries and keys are large enough for attention to have structure.
-    const bool scored = tensor.role == LS_LAYER_MATRIX && tensor.part <= LS_KEY;
     const float deviation =
-        norm || bias ? 0.2f
-                     : (scored ? 2.0f : 1.0f) / std::sqrt(static_cast<float>(tensor.columns));
+        norm || bias ? 0.2f : 1.0f / std::sqrt(static_cast<float>(tensor.columns));
     std::vector<float> values(static_cast<size_t>(tensor.rows * tensor.columns));
     for (float& value : values) value = normal(random) * deviation + (norm ? 1.0f : 0.0f);
     weights.push_back(encode(values, tensor.type));
