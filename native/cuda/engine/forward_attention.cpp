@@ -57,15 +57,19 @@ double ForwardPass::predictAttention(std::span<const Segment> segments) const {
   return ms;
 }
 
-void ForwardPass::attend(int32_t layer) {
-  std::vector<Segment> segments = segments_;
-  size_t skipped = 0;
-  if (layer + 1 == shape_.layers) {
-    const int64_t from = begin_ + lastQueries_;
-    while (segments[skipped].end <= from) ++skipped;
-    segments.erase(segments.begin(), segments.begin() + static_cast<std::ptrdiff_t>(skipped));
-    segments.front().begin = from;
+std::vector<Segment> ForwardPass::lastSegments() const {
+  const int64_t from = begin_ + lastQueries_;
+  std::vector<Segment> segments;
+  for (const Segment& segment : segments_) {
+    if (segment.end > from) segments.push_back(segment);
   }
+  if (!segments.empty()) segments.front().begin = from;
+  return segments;
+}
+
+void ForwardPass::attend(int32_t layer) {
+  const std::vector<Segment> segments = layer + 1 == shape_.layers ? lastSegments() : segments_;
+  const size_t skipped = segments_.size() - segments.size();
   for (size_t first = 0; first < segments.size();) {
     const auto rest = std::span<const Segment>(segments).subspan(first);
     const size_t count = groupSize(rest);

@@ -95,6 +95,9 @@ uint64_t ForwardPass::leastWorkspaceBytes() const {
   int64_t most = 0;
   for (size_t i = 0; i < segments_.size(); ++i)
     most = std::max(most, workspaceBytes(chunkOf(std::span(segments_).subspan(i, 1), 0)));
+  // Fewer rows may need more: their columns are split.
+  const std::vector<Segment> last = lastSegments();
+  if (!last.empty()) most = std::max(most, workspaceBytes(chunkOf(std::span(last).first(1), 0)));
   return static_cast<uint64_t>(most);
 }
 

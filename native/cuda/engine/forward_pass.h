@@ -57,6 +57,8 @@ class ForwardPass {
   template <class Body>
   void forBlocks(int64_t begin, const Body& body);
 
+  // Those of the last layer: from its first query on.
+  std::vector<Segment> lastSegments() const;
   void attend(int32_t layer);
   // How many of the segments go together: by workspace and predicted time.
   size_t groupSize(std::span<const Segment> segments) const;
