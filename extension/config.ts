@@ -30,6 +30,8 @@ export interface Settings {
   backend: BackendChoice;
   /** Number of the GPU; -1 = the one with the most free memory. */
   cudaDevice: number;
+  /** Idle minutes after which the GPU is given back; 0 = never. */
+  cudaReleaseAfterMinutes: number;
   /** 0 = one for each physical core. */
   threads: number;
   /** 0 = as much as model and memory allow. */
@@ -63,6 +65,7 @@ export interface NumberRange {
 
 export const numberSettings = {
   'cuda.device': { min: anyDevice, max: 63, default: anyDevice },
+  'cuda.releaseAfterMinutes': { min: 0, max: 10_080, default: 15, fractions: true },
   threads: { min: 0, max: 1024, default: 0 },
   contextTokens: { min: 0, max: 16_777_216, default: 0 },
   answerTokens: { min: 1, max: 65_536, default: 512 },
@@ -79,6 +82,7 @@ export function readSettings(read: ReadSetting): Settings {
     modelsFolder: readPath(read, 'modelsFolder'),
     backend: readChoice(read, 'backend', backendChoices),
     cudaDevice: readNumber(read, 'cuda.device'),
+    cudaReleaseAfterMinutes: readNumber(read, 'cuda.releaseAfterMinutes'),
     threads: readNumber(read, 'threads'),
     contextTokens: readNumber(read, 'contextTokens'),
     kvCache: readChoice(read, 'kvCache', kvCacheTypes),
@@ -119,6 +123,16 @@ function readFields(
     values[field.name] = value;
   }
   return values;
+}
+
+/** How long the engine may idle on a GPU; the default where the setting is unusable. 0 = for ever. */
+export function readGpuIdleMs(read: ReadSetting): number {
+  const key = 'cuda.releaseAfterMinutes';
+  try {
+    return readNumber(read, key) * 60_000;
+  } catch {
+    return numberSettings[key].default * 60_000;
+  }
 }
 
 /** The path settings alone, empty where unusable: choosing a model must work while a setting is wrong. */

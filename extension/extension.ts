@@ -15,7 +15,7 @@ import { selectModelCommand } from './commands/selectModel';
 import { showLogCommand } from './commands/showLog';
 import { showStatsCommand } from './commands/showStats';
 import { stopCommand } from './commands/stop';
-import { readModelSettings, readSettings } from './config';
+import { readGpuIdleMs, readModelSettings, readSettings } from './config';
 import { Engine } from './engine/client';
 import { IdleSaver } from './engine/idleSaver';
 import type { Event } from './engine/protocol';
@@ -40,6 +40,7 @@ export function activate(context: vscode.ExtensionContext): LongsightApi {
   const log = vscode.window.createOutputChannel('Longsight', { log: true });
   engine = new Engine({
     workerPath: path.join(context.extensionPath, 'dist', 'worker.js'),
+    gpuIdleMs: () => readGpuIdleMs(read),
     log: (level, text) => log[level](text),
   });
   const events = new vscode.EventEmitter<{ id: number; event: Event }>();

@@ -61,6 +61,8 @@ export interface EngineOptions {
   workerPath: string;
   /** Computes below normal priority, so that typing in an editor comes first; default true. */
   background?: boolean;
+  /** How long a process that holds memory of a GPU may idle before it is ended; 0 = for ever. */
+  gpuIdleMs?: () => number;
   log?: (level: LogLevel, text: string) => void;
 }
 
@@ -93,6 +95,8 @@ export class Engine {
   private watch: NodeJS.Timeout | null = null;
   private lastHeardMs = 0;
   private silenceLogged = false;
+  private onGpu = false;
+  private release: NodeJS.Timeout | null = null;
 
   constructor(private readonly options: EngineOptions) {}
 
@@ -148,6 +152,7 @@ export class Engine {
     const child = this.child;
     this.child = null;
     this.stopWatch();
+    this.keep();
     await child?.close(closeGraceMs);
   }
 
@@ -206,7 +211,8 @@ export class Engine {
     }
     if (!this.running) {
       const job = this.waiting.shift();
-      if (!job) return;
+      if (!job) return this.releaseLater();
+      this.keep();
       this.tellPlace(job, 0);
       this.running = job;
       this.beginPhase(job, 'load');
@@ -221,6 +227,31 @@ export class Engine {
       this.child.send(job.request);
     }
     this.waiting.forEach((job, index) => this.tellPlace(job, index + 1));
+  }
+
+  /** The process is needed. */
+  private keep(): void {
+    if (this.release) clearTimeout(this.release);
+    this.release = null;
+  }
+
+  /**
+   * The process idles. Others want the memory of a GPU, too, and only the end of a process gives all
+   * of it back; what was read is on the disk by then, from where the next process takes it.
+   */
+  private releaseLater(): void {
+    this.keep();
+    const idleMs = this.options.gpuIdleMs?.() ?? 0;
+    if (!this.onGpu || idleMs === 0) return;
+    this.release = setTimeout(() => {
+      const child = this.child;
+      this.child = null;
+      this.onGpu = false;
+      this.stopWatch();
+      this.log('info', 'The engine process has ended, because it was idle and held GPU memory.');
+      void child?.close(closeGraceMs);
+    }, idleMs);
+    this.release.unref();
   }
 
   private tellPlace(job: Pending, ahead: number): void {
@@ -292,6 +323,9 @@ export class Engine {
       case 'phase':
         this.beginPhase(job, event.phase);
         return;
+      case 'place':
+        this.onGpu = event.backend === 'cuda';
+        break;
       case 'confirm':
         job.clock.pause();
         break;
@@ -329,6 +363,7 @@ export class Engine {
   /** The process is gone without having been asked to go. */
   private lost(end: ChildEnd): void {
     this.child = null;
+    this.onGpu = false;
     this.stopWatch();
     const job = this.running;
     this.running = null;

@@ -18,7 +18,7 @@ export class EntryView {
   readonly element: HTMLElement;
   private readonly question = el('div', { class: 'question' });
   private readonly files = el('div', { class: 'files' });
-  private readonly fallback = el('div', { class: 'files fallback' });
+  private readonly fallback = el('div', { class: 'fallback' });
   private readonly progress = el('div', { class: 'progress' });
   private readonly progressLabel = el('span', { class: 'progress-label' });
   private readonly cancel: HTMLButtonElement;

@@ -4,6 +4,8 @@
 //   "... long ..."     a prefill that must be confirmed, unless files were left out
 //   "... error ..."    an error
 //   "... think ..."    an answer after a thought; with "slowly", a thought that does not end
+//   "... old driver ..."  an answer of the CPU, because the GPU's driver is too old
+//   "... on a GPU ..."    an answer of a GPU
 //   anything else      an answer with citations of every status
 const fs = require('node:fs');
 const path = require('node:path');
@@ -44,6 +46,9 @@ async function answer(request) {
   };
 
   if (await phase('load', 98e6, 'bytes', 3)) return end('cancelled', '', '');
+  if (/old driver/.test(question)) {
+    send({ type: 'place', backend: 'cpu', device: 'CPU', fallback: oldDriver });
+  }
   if (await phase('scan', 18, 'files', 1)) return end('cancelled', '', '');
   if (await phase('tokenize', 18, 'files', 2)) return end('cancelled', '', '');
   const files = { full: 14, path: 3, out: 1 };
@@ -104,7 +109,7 @@ async function answer(request) {
       ...citationsOf(text, folder),
       files,
       stopReason: 'end',
-      stats: { ...stats(request), thinking },
+      stats: { ...stats(request), ...computedOn(question), thinking },
     },
   });
 }
@@ -159,6 +164,34 @@ function citationsOf(text, folder) {
       start: index,
       end: index + all.length,
     })),
+  };
+}
+
+const oldDriver = 'The NVIDIA driver is 535.183.01; the GPU needs 580 or newer.';
+
+/** What the statistics say of the device. */
+function computedOn(question) {
+  if (/old driver/.test(question)) return { fallback: oldDriver };
+  if (!/on a GPU/.test(question)) return {};
+  return {
+    backend: 'cuda',
+    device: 'NVIDIA GeForce RTX 4090',
+    speculation: { draftedTokens: 120, acceptedTokens: 82 },
+    times: {
+      linearMs: 212,
+      expandMs: 18.4,
+      stage1Ms: 9.2,
+      stage2Ms: 7.7,
+      stage3Ms: 96,
+      auditMs: 0.6,
+      restMs: 31,
+    },
+    memory: {
+      weightBytes: 96_500_000,
+      kvBytes: 188_700_000,
+      scratchBytes: 435_600_000,
+      fixedBytes: 520_000_000,
+    },
   };
 }
 

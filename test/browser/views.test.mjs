@@ -31,6 +31,25 @@ describe('the views in a workbench', function () {
     return chat;
   };
 
+  const askIn = async (chat, question) => {
+    await chat.locator('.question-input').fill(question);
+    await chat.locator('.question-input').press('Enter');
+  };
+
+  /** Both views are readable in every theme; a screenshot of each. */
+  const inAllThemes = async (what) => {
+    for (const [shown, { name, body }] of Object.entries(themes)) {
+      await workbench.chooseTheme(name);
+      for (const view of [await workbench.chat(), await workbench.stats()]) {
+        await view.locator(`body.${body}`).waitFor();
+        const { ratio, text } = await lowestContrast(view);
+        assert.ok(ratio >= 4.5, `${shown}: ${ratio.toFixed(2)} for "${text}"`);
+      }
+      await workbench.screenshot(['views', what, shown].filter(Boolean).join('-'));
+    }
+    await workbench.chooseTheme(themes.dark.name);
+  };
+
   it('invites before the first question', async () => {
     await workbench.container('Longsight').click();
     const chat = await workbench.chat();
@@ -103,16 +122,43 @@ describe('the views in a workbench', function () {
   });
 
   it('is readable in dark, light and high contrast', async () => {
-    for (const [shown, { name, body }] of Object.entries(themes)) {
-      await workbench.chooseTheme(name);
-      for (const view of [await workbench.chat(), await workbench.stats()]) {
-        await view.locator(`body.${body}`).waitFor();
-        const { ratio, text } = await lowestContrast(view);
-        assert.ok(ratio >= 4.5, `${shown}: ${ratio.toFixed(2)} for "${text}"`);
-      }
-      await workbench.screenshot(`views-${shown}`);
-    }
-    await workbench.chooseTheme(themes.dark.name);
+    await inAllThemes();
+  });
+
+  it('says in one line why the GPU is not used, while it runs and afterwards', async () => {
+    const chat = await newChat();
+    await askIn(chat, 'What about an old driver?');
+    const line = chat.locator('.fallback');
+    const reason = 'On the CPU: The NVIDIA driver is 535.183.01; the GPU needs 580 or newer.';
+    await line.filter({ hasText: reason }).waitFor();
+    await chat.locator('.entry[data-state="done"]').waitFor();
+    assert.equal(await line.innerText(), reason);
+    const facts = (await workbench.stats()).locator('section[aria-label="Model and parameters"]');
+    await facts.locator('tr', { hasText: 'Why not a GPU' }).waitFor();
+    await inAllThemes('fallback');
+  });
+
+  it('shows the device, the parts of the prefill and the guessed tokens of a GPU', async () => {
+    const chat = await newChat();
+    await askIn(chat, 'What does this cost on a GPU?');
+    await chat.locator('.entry[data-state="done"]').waitFor();
+    assert.ok(await chat.locator('.fallback').isHidden());
+    const stats = await workbench.stats();
+    const parts = stats.locator('section[aria-label="Prefill on the GPU"]');
+    assert.deepEqual(await parts.locator('tbody tr').allInnerTexts(), [
+      'Linear\t0.21 s\t57%',
+      'Expand\t18 ms\t4.9%',
+      'Stage 1\t9 ms\t2.5%',
+      'Stage 2\t8 ms\t2.1%',
+      'Stage 3\t96 ms\t26%',
+      'Audit\t1 ms\t0.16%',
+      'Rest\t31 ms\t8.3%',
+    ]);
+    await stats.locator('tr', { hasText: '82 of 120 guessed tokens were right (68%)' }).waitFor();
+    await stats.locator('tr', { hasText: 'NVIDIA GeForce RTX 4090' }).waitFor();
+    await stats.locator('tr', { hasText: 'Driver and kernels' }).waitFor();
+    await parts.scrollIntoViewIfNeeded();
+    await inAllThemes('gpu');
   });
 
   it('is used by keyboard alone: Enter asks, Shift+Enter breaks the line, Escape stops', async () => {

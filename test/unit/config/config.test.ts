@@ -1,7 +1,12 @@
 import assert from 'node:assert/strict';
 import os from 'node:os';
 import path from 'node:path';
-import { numberSettings, readModelSettings, readSettings } from '../../../extension/config';
+import {
+  numberSettings,
+  readGpuIdleMs,
+  readModelSettings,
+  readSettings,
+} from '../../../extension/config';
 import { EngineError } from '../../../extension/engine/errors';
 import { defaultParams, startingParams } from '../../../extension/engine/params';
 import { defaultSampling } from '../../../extension/engine/sampling';
@@ -27,6 +32,7 @@ describe('config', () => {
       modelsFolder: '',
       backend: 'auto',
       cudaDevice: -1,
+      cudaReleaseAfterMinutes: 15,
       threads: 0,
       contextTokens: 0,
       kvCache: 'bf16',
@@ -38,6 +44,13 @@ describe('config', () => {
       params: defaultParams,
       sampling: defaultSampling,
     });
+  });
+
+  it('gives the GPU back after a time that is always usable', () => {
+    assert.equal(readGpuIdleMs(read({})), 15 * 60_000);
+    assert.equal(readGpuIdleMs(read({ 'cuda.releaseAfterMinutes': 0.5 })), 30_000);
+    assert.equal(readGpuIdleMs(read({ 'cuda.releaseAfterMinutes': 0 })), 0);
+    assert.equal(readGpuIdleMs(read({ 'cuda.releaseAfterMinutes': 'soon' })), 15 * 60_000);
   });
 
   it('takes values in their ranges', () => {

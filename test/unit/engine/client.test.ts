@@ -243,6 +243,29 @@ describe('engine/client', function () {
     stubborn.dispose();
   });
 
+  it('gives back a GPU that nobody uses, and only a GPU', async () => {
+    const idle = new Engine({ workerPath: child.workerPath, gpuIdleMs: () => 150 });
+    try {
+      const pidOf = async (text: string) => {
+        await idle.ask(script(text)).result;
+        return idle.pid!;
+      };
+      const onCpu = await pidOf('place=cpu token=a');
+      await wait(300);
+      assert.equal(idle.pid, onCpu);
+      const onGpu = await pidOf('place=cuda token=a');
+      assert.equal(onGpu, onCpu);
+      // A question that takes longer than the limit is no idling.
+      assert.equal(await pidOf('wait=300 token=a'), onGpu);
+      await wait(400);
+      assert.equal(idle.pid, undefined);
+      assert.ok(!alive(onGpu));
+      assert.notEqual(await pidOf('place=cpu token=a'), onGpu);
+    } finally {
+      await idle.dispose();
+    }
+  });
+
   it('survives a listener that throws', async () => {
     const job = engine.ask(script('token=a'), {
       onEvent: () => {

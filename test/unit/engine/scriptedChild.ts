@@ -35,6 +35,7 @@ process.on('message', async (request) => {
       return;
     }
     if (name === 'phase') send({ type: 'phase', phase: value });
+    if (name === 'place') send({ type: 'place', backend: value, device: value, fallback: '' });
     if (name === 'token') send({ type: 'token', text: value });
     if (name === 'wait') await wait(Number(value));
     if (name === 'log') send({ type: 'log', level: 'warn', text: value });
