@@ -13,6 +13,9 @@ namespace {
 constexpr double kFlopPerProcessor = 2e12;
 constexpr double kPairFlop = 4;
 constexpr int64_t kProbeRows = 2048;
+// Of the first pass: so many rows of each kind, of which the sparse ones have remote columns.
+constexpr int64_t kWarmRows = 256;
+constexpr int32_t kWarmStride = 8;
 
 SessionPlan planOn(Model& model, const LsSessionDesc& desc) {
   use(model.device());
@@ -65,6 +68,38 @@ Session::Session(Model& model, const LsSessionDesc& desc)
   const double msPerFlop = 1e3 / (kFlopPerProcessor * processors);
   clock_.expect(Part::linear, msPerFlop);
   clock_.expect(Part::stage3, kPairFlop * model.shape().headDim * msPerFlop);
+  warmUp(desc.params);
+}
+
+void Session::warmUp(const LsAttentionParams& params) {
+  const int64_t most = std::min(capacityRows_, plan_.scratch.rows);
+  const int64_t dense = std::min(kWarmRows, most);
+  const bool sparse = params.policy != LS_POLICY_DENSE && most >= 2 * kWarmRows;
+  const LsSegment segments[] = {{0, dense, 1, 0, 0},
+                                {dense, dense + kWarmRows, 0, kWarmStride, kTileRows}};
+  const std::vector<int32_t> tokens(2 * kWarmRows, 0);
+  std::vector<float> state(static_cast<size_t>(model_.shape().embedding)),
+      logits(static_cast<size_t>(model_.shape().vocabulary));
+  const size_t pairs =
+      static_cast<size_t>(model_.shape().layers) * 2 * static_cast<size_t>(model_.shape().heads);
+  std::vector<LsHeadStats> stats(pairs);
+  std::vector<float> coverage(pairs * static_cast<size_t>(params.auditRows));
+  LsForward request{};
+  request.tokens = tokens.data();
+  request.segments = segments;
+  request.segmentCount = sparse ? 2 : 1;
+  request.params = params;
+  const int64_t end = segments[request.segmentCount - 1].end;
+  request.outputBegin = end - 1;
+  request.states = state.data();
+  request.stats = stats.data();
+  request.coverage = coverage.data();
+  request.forcedDensity = -1;
+  forward(request);
+  step(end - 1, tokens.data(), 1, logits.data());
+  truncate(0);
+  clock_.setTotals({});
+  stepMs_ = 0;
 }
 
 Session::~Session() {

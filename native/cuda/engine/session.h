@@ -69,6 +69,8 @@ class Session {
   T* stepPart(uint64_t offset) const {
     return reinterpret_cast<T*>(step_.data() + offset);
   }
+  // Runs a small pass and a step, so that the first real ones find their kernels loaded.
+  void warmUp(const LsAttentionParams& params);
   // Makes scratch for passes of `rows` rows with segments that need this much workspace.
   void reserveScratch(int64_t rows, uint64_t attentionWorkspaceBytes);
   // Enqueues a step of so many rows, whose inputs are in stepHost_.

@@ -107,6 +107,6 @@ void checkSession(const ModelPlan& model, const LsSessionDesc& desc);
 int64_t largestContextRows(const ModelPlan& model, const LsSessionDesc& desc, uint64_t freeBytes);
 
 // What the kernels take once they are loaded, with graphs and events, on top of the context.
-inline constexpr uint64_t kKernelBytes = uint64_t{160} << 20;
+inline constexpr uint64_t kKernelBytes = uint64_t{32} << 20;
 
 }  // namespace longsight::cuda

@@ -134,7 +134,9 @@ class Bench {
     model_ = createModel(recipe_);
     must(engine().modelFillRandom(model_.get(), 1, &error), error, "fill");
     std::printf("weights made in %.0f ms\n", msSince(start));
+    const auto sessionStart = Clock::now();
     session_ = createSession(model_.get(), desc);
+    std::printf("session made in %.0f ms\n", msSince(sessionStart));
     memory("with the session");
     LsSpeed speed{};
     must(engine().sessionProbe(session_.get(), &speed, &error), error, "probe");
@@ -278,7 +280,7 @@ class Bench {
     std::vector<LsSegment> segments;
     for (const LsSegment& segment : all)
       if (segment.begin >= begin) segments.push_back(segment);
-    for (const double share : {0.02, 0.3}) {
+    for (const double share : {0.01, 0.05}) {
       Watch watch;
       watch.stopAt = share;
       std::vector<float> state;
