@@ -243,15 +243,20 @@ export class Engine {
     this.keep();
     const idleMs = this.options.gpuIdleMs?.() ?? 0;
     if (!this.onGpu || idleMs === 0) return;
-    this.release = setTimeout(() => {
-      const child = this.child;
-      this.child = null;
-      this.onGpu = false;
-      this.stopWatch();
-      this.log('info', 'The engine process has ended, because it was idle and held GPU memory.');
-      void child?.close(closeGraceMs);
-    }, idleMs);
+    this.release = setTimeout(
+      () => this.endChild('it was idle and held memory of the GPU'),
+      idleMs,
+    );
     this.release.unref();
+  }
+
+  private endChild(reason: string): void {
+    const child = this.child;
+    this.child = null;
+    this.onGpu = false;
+    this.stopWatch();
+    this.log('info', `The engine process is ended: ${reason}.`);
+    void child?.close(closeGraceMs);
   }
 
   private tellPlace(job: Pending, ahead: number): void {
@@ -338,6 +343,8 @@ export class Engine {
         return;
       case 'error':
         this.running = null;
+        // A GPU that has failed answers no process that has used it.
+        if (this.onGpu && event.error.code === 'deviceUnavailable') this.endChild('its GPU failed');
         this.emit(job, event);
         job.settle({
           error: new EngineError(event.error.code, event.error.message, event.error.action),

@@ -266,6 +266,21 @@ describe('engine/client', function () {
     }
   });
 
+  it('starts anew after a GPU has failed', async () => {
+    const { pid } = await engine
+      .ask(script('place=cuda token=a'))
+      .result.then(() => ({ pid: engine.pid }));
+    const failed = engine.ask(script('place=cuda error=deviceUnavailable'));
+    const next = engine.ask(script('token=b'));
+    await assert.rejects(failed.result, { code: 'deviceUnavailable' });
+    await next.result;
+    assert.notEqual(engine.pid, pid);
+    const other = engine.pid;
+    await assert.rejects(engine.ask(script('error=deviceUnavailable')).result);
+    await engine.ask(script('token=c')).result;
+    assert.equal(engine.pid, other, 'on the CPU there is nothing to recover from');
+  });
+
   it('survives a listener that throws', async () => {
     const job = engine.ask(script('token=a'), {
       onEvent: () => {
