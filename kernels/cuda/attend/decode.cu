@@ -15,7 +15,9 @@ namespace {
 
 constexpr int kStages = 3;
 constexpr int kColumns = kStepColumns;
-constexpr int kPackedRows = 16;  // (row, head of the group) pairs of a block
+// (row, head of the group) pairs are packed into tiles of 16; a block takes one tile or two, so
+// that keys and values of up to 32 pairs are read, and made elements, once.
+constexpr int kPackedTile = 16;
 // Two blocks on each processor of a large card: more take no longer and no less, only the speed
 // depends on it.
 constexpr int kWantedBlocks = 264;
@@ -28,12 +30,16 @@ constexpr int kPrefetchedElements = 32 << 10;
 // As many as fit with their stages in kSharedBytesEverywhere.
 LONGSIGHT_HOST_DEVICE constexpr int warpsOf(int headDim) { return headDim > 128 ? 2 : 4; }
 
+// With 256 dimensions one tile takes all registers.
+LONGSIGHT_HOST_DEVICE constexpr int mostTiles(int headDim) { return headDim > 128 ? 1 : 2; }
+
 // What does not depend on the position of the first row.
 struct DecodeLayout {
   int rows;
   int heads;
   int kvHeads;
   int group;
+  int tiles;  // of a block
   int packedBlocks;
   int firstRow;  // unless it is read on the device
   const int32_t* firstRowOnDevice;
@@ -75,7 +81,10 @@ DecodeLayout decodeLayout(const DecodeTask& task) {
   layout.heads = task.shape.heads;
   layout.kvHeads = task.shape.kvHeads;
   layout.group = layout.heads / layout.kvHeads;
-  layout.packedBlocks = (task.rows * layout.group + kPackedRows - 1) / kPackedRows;
+  const int packed = task.rows * layout.group;
+  layout.tiles = packed > kPackedTile ? mostTiles(task.shape.headDim) : 1;
+  const int perBlock = layout.tiles * kPackedTile;
+  layout.packedBlocks = (packed + perBlock - 1) / perBlock;
   layout.firstRow = static_cast<int>(task.firstRow);
   layout.firstRowOnDevice = task.firstRowOnDevice;
   layout.wantedSplits = std::max(1, kWantedBlocks / (layout.kvHeads * layout.packedBlocks));
@@ -87,14 +96,15 @@ DecodeLayout decodeLayout(const DecodeTask& task) {
   return layout;
 }
 
-template <class Step, int kDim>
+template <class Step, int kDim, int kTiles>
 union SharedMemoryPlan {
   static constexpr int kWarps = warpsOf(kDim);
+  static constexpr int kRows = kTiles * kPackedTile;
   Step steps[kWarps][kStages];
   struct {
-    float output[kWarps][kPackedRows][kDim];
-    float maximum[kWarps][kPackedRows];
-    float sum[kWarps][kPackedRows];
+    alignas(16) float output[kWarps][kRows][Step::kOutputStride];
+    float maximum[kWarps][kRows];  // then by what the warp's output is multiplied
+    float sum[kWarps][kRows];
   } merge;
 };
 
@@ -104,17 +114,99 @@ struct Partials {
   float2* sums;
 };
 
-template <class Step, class T, int kDim>
+// What a thread holds of a tile of packed rows; it has a part of two of them.
+template <int kDim>
+struct RowTile {
+  static constexpr int kGroups = (kDim + 31) / 32;
+  uint32_t queries[kDim / 16][4];  // matrix A
+  int position[2];
+  float output[kGroups][4][4] = {};
+  float maximum[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0.0f, 0.0f};
+
+  template <class Step, class T>
+  __device__ __forceinline__ void load(const DecodeLayout& layout, const T* queriesOfAll,
+                                       int firstRow, int kvHead, int packedBegin) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int packed = packedBegin + lane / 4 + half * 8;
+      const bool valid = packed < layout.rows * layout.group;
+      const int row = packed / layout.group;
+      const int head = kvHead * layout.group + packed % layout.group;
+      position[half] = valid ? firstRow + row : -1;
+      const T* query = queriesOfAll + (valid ? (int64_t(row) * layout.heads + head) * kDim : 0);
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const T* pair = query + k * 16 + Step::keyDim(lane, i);
+          queries[k][half + 2 * i] = valid ? *reinterpret_cast<const uint32_t*>(pair) : 0;
+        }
+      }
+    }
+  }
+
+  // Scores of 16 columns from `column` on become weights, `rescale` what older sums and outputs
+  // have to be multiplied by.
+  template <class T>
+  __device__ __forceinline__ void weigh(float (&scores)[2][4], int column, int columnsEnd,
+                                        float scaleLog2, float (&rescale)[2],
+                                        uint32_t (&weights)[4]) {
+    const int firstColumn = column + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int end = min(position[half] + 1, columnsEnd);
+      float best = maximum[half];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& score = scores[i / 2][half * 2 + i % 2];
+        if (firstColumn + i / 2 * 8 + i % 2 >= end) score = -INFINITY;
+        best = fmaxf(best, score);
+      }
+      best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
+      best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
+      const bool blind = best == -INFINITY;
+      const float base = blind ? 0.0f : best * scaleLog2;
+      // Exactly 1 where the maximum stays, so that no error piles up over thousands of steps.
+      rescale[half] = blind ? 1.0f : exp2Fast((maximum[half] - best) * scaleLog2);
+      maximum[half] = best;
+      float added = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& score = scores[i / 2][half * 2 + i % 2];
+        score = exp2Fast(fmaf(score, scaleLog2, -base));
+        added += score;
+      }
+      sum[half] = fmaf(sum[half], rescale[half], added);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      weights[i] = packPair<T>(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]);
+    }
+  }
+
+  __device__ __forceinline__ void rescaleGroup(int group, const float (&rescale)[2]) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
+    }
+  }
+};
+
+template <class Step, class T, int kDim, int kTiles>
 __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLayout layout,
                                                                   const Partials partials,
                                                                   const Tensors tensors) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
-  auto& shared = *reinterpret_cast<SharedMemoryPlan<Step, kDim>*>(sharedBytes);
+  using Plan = SharedMemoryPlan<Step, kDim, kTiles>;
+  auto& shared = *reinterpret_cast<Plan*>(sharedBytes);
   constexpr int kWarps = warpsOf(kDim);
-  constexpr int kOutputGroups = (kDim + 31) / 32;
+  constexpr int kOutputGroups = RowTile<kDim>::kGroups;
   const int split = blockIdx.x;
   const int kvHead = blockIdx.y;
-  const int packedBegin = blockIdx.z * kPackedRows;
+  const int packedBegin = blockIdx.z * Plan::kRows;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int64_t cacheRow = int64_t(kvHead) * tensors.capacityRows;
@@ -149,97 +241,55 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
   };
   for (int step = 0; step < kStages - 1; ++step) copyStep(step);
 
-  // Queries straight into the registers of matrix A.
-  uint32_t q[kDim / 16][4];
-  int position[2];
+  RowTile<kDim> tiles[kTiles];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int packed = packedBegin + lane / 4 + half * 8;
-    const bool valid = packed < layout.rows * layout.group;
-    const int row = packed / layout.group;
-    const int head = kvHead * layout.group + packed % layout.group;
-    position[half] = valid ? splits.firstRow + row : -1;
-    const T* query = static_cast<const T*>(tensors.queries) +
-                     (valid ? (int64_t(row) * layout.heads + head) * kDim : 0);
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const T* pair = query + k * 16 + Step::keyDim(lane, i);
-        q[k][half + 2 * i] = valid ? *reinterpret_cast<const uint32_t*>(pair) : 0;
-      }
-    }
+  for (int m = 0; m < kTiles; ++m) {
+    tiles[m].template load<Step>(layout, static_cast<const T*>(tensors.queries), splits.firstRow,
+                                 kvHead, packedBegin + m * kPackedTile);
   }
-
-  float output[kOutputGroups][4][4] = {};
-  float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0.0f, 0.0f};
   const float scaleLog2 = tensors.scale * kLog2E;
   for (int step = 0; step < steps; ++step) {
     copyAsyncWait<kStages - 2>();
     __syncwarp();
     copyStep(step + kStages - 1);
     const Step& current = shared.steps[warp][step % kStages];
-    float scores[2][4] = {};
+    float scores[kTiles][2][4] = {};
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
       current.loadKeys(k, lane, b);
-      mma16x8x16<T>(scores[0], q[k], b[0], b[1]);
-      mma16x8x16<T>(scores[1], q[k], b[2], b[3]);
-    }
-    float rescale[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float best = maximum[half];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = stepColumn(step) + i / 2 * 8 + lane % 4 * 2 + i % 2;
-        float& score = scores[i / 2][half * 2 + i % 2];
-        if (column > position[half] || column >= columnsEnd) score = -INFINITY;
-        best = fmaxf(best, score);
+      for (int m = 0; m < kTiles; ++m) {
+        mma16x8x16<T>(scores[m][0], tiles[m].queries[k], b[0], b[1]);
+        mma16x8x16<T>(scores[m][1], tiles[m].queries[k], b[2], b[3]);
       }
-      best = fmaxf(best, __shfl_xor_sync(~0u, best, 1));
-      best = fmaxf(best, __shfl_xor_sync(~0u, best, 2));
-      const bool blind = best == -INFINITY;
-      const float base = blind ? 0.0f : best * scaleLog2;
-      // Exactly 1 where the maximum stays, so that no error piles up over thousands of steps.
-      rescale[half] = blind ? 1.0f : exp2Fast((maximum[half] - best) * scaleLog2);
-      maximum[half] = best;
-      float added = 0.0f;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& score = scores[i / 2][half * 2 + i % 2];
-        score = exp2Fast(fmaf(score, scaleLog2, -base));
-        added += score;
-      }
-      sum[half] = fmaf(sum[half], rescale[half], added);
     }
-    const uint32_t weights[4] = {
-        packPair<T>(scores[0][0], scores[0][1]), packPair<T>(scores[0][2], scores[0][3]),
-        packPair<T>(scores[1][0], scores[1][1]), packPair<T>(scores[1][2], scores[1][3])};
+    float rescale[kTiles][2];
+    uint32_t weights[kTiles][4];
     // After some steps a maximum seldom rises; 256 dimensions of elements leave no register to skip
     // on (sm_120).
     constexpr bool kAlwaysRescales = kDim > 128 && std::is_same_v<Step, ElementStep<T, kDim>>;
-    const auto rescaleGroup = [&](int group) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) output[group][n][i] *= rescale[i / 2];
+    for (int m = 0; m < kTiles; ++m) {
+      tiles[m].template weigh<T>(scores[m], stepColumn(step), columnsEnd, scaleLog2, rescale[m],
+                                 weights[m]);
+      if (kAlwaysRescales || !__any_sync(~0u, rescale[m][0] != 1.0f || rescale[m][1] != 1.0f)) {
+        continue;
       }
-    };
-    if (!kAlwaysRescales && __any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
-      for (int group = 0; group < kOutputGroups; ++group) rescaleGroup(group);
+      for (int group = 0; group < kOutputGroups; ++group) tiles[m].rescaleGroup(group, rescale[m]);
     }
 #pragma unroll
     for (int group = 0; group < kOutputGroups; ++group) {
       uint32_t b[4][2];
       current.loadValues(group, lane, b);
-      if (kAlwaysRescales) rescaleGroup(group);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        mma16x8x16<T>(output[group][n], weights, b[n][0], b[n][1]);
+      for (int m = 0; m < kTiles; ++m) {
+        if (kAlwaysRescales) tiles[m].rescaleGroup(group, rescale[m]);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          mma16x8x16<T>(tiles[m].output[group][n], weights[m], b[n][0], b[n][1]);
+        }
       }
     }
   }
@@ -247,49 +297,58 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
   __syncthreads();
 
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float total = sum[half];
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
-    const int row = lane / 4 + half * 8;
-    if (lane % 4 == 0) {
-      shared.merge.maximum[warp][row] = maximum[half];
-      shared.merge.sum[warp][row] = total;
-    }
+  for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
-    for (int group = 0; group < kOutputGroups; ++group) {
+    for (int half = 0; half < 2; ++half) {
+      float total = tiles[m].sum[half];
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      const int row = m * kPackedTile + lane / 4 + half * 8;
+      if (lane % 4 == 0) {
+        shared.merge.maximum[warp][row] = tiles[m].maximum[half];
+        shared.merge.sum[warp][row] = total;
+      }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int dim = group * 32 + Step::valueDim(lane, n, i);
-          if (kDim % 32 == 0 || dim < kDim) {
-            shared.merge.output[warp][row][dim] = output[group][n][2 * half + i];
-          }
-        }
+      for (int group = 0; group < kOutputGroups; ++group) {
+        Step::storeOutput(shared.merge.output[warp][row], lane, group, half,
+                          tiles[m].output[group]);
       }
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kPackedRows * kDim; i += kWarps * 32) {
-    const int row = i / kDim;
+  const int packedRows = min(Plan::kRows, layout.rows * layout.group - packedBegin);
+  const auto slotOf = [&](int row) {
     const int packed = packedBegin + row;
-    if (packed >= layout.rows * layout.group) break;
+    const int head = kvHead * layout.group + packed % layout.group;
+    return (int64_t(split) * layout.rows + packed / layout.group) * layout.heads + head;
+  };
+  if (const int row = threadIdx.x; row < packedRows) {
     float best = -INFINITY;
     for (int w = 0; w < kWarps; ++w) best = fmaxf(best, shared.merge.maximum[w][row]);
     const float base = best == -INFINITY ? 0.0f : best * scaleLog2;
-    float value = 0.0f;
     float total = 0.0f;
     for (int w = 0; w < kWarps; ++w) {
-      const float weight = exp2f(fmaf(shared.merge.maximum[w][row], scaleLog2, -base));
-      value += weight * shared.merge.output[w][row][i % kDim];
+      float& weight = shared.merge.maximum[w][row];
+      weight = exp2f(fmaf(weight, scaleLog2, -base));
       total += weight * shared.merge.sum[w][row];
     }
-    const int head = kvHead * layout.group + packed % layout.group;
-    const int64_t slot =
-        (int64_t(split) * layout.rows + packed / layout.group) * layout.heads + head;
-    partials.output[slot * kDim + i % kDim] = value;
-    if (i % kDim == 0) partials.sums[slot] = make_float2(best, total);
+    partials.sums[slotOf(row)] = make_float2(best, total);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < packedRows * (kDim / 4); i += kWarps * 32) {
+    const int row = i / (kDim / 4);
+    const int dim = i % (kDim / 4) * 4;
+    float4 value = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float weight = shared.merge.maximum[w][row];
+      const float4 part = *reinterpret_cast<const float4*>(&shared.merge.output[w][row][dim]);
+      value.x += weight * part.x;
+      value.y += weight * part.y;
+      value.z += weight * part.z;
+      value.w += weight * part.w;
+    }
+    *reinterpret_cast<float4*>(partials.output + slotOf(row) * kDim + dim) = value;
   }
 }
 
@@ -345,20 +404,29 @@ __global__ __launch_bounds__(kCombineThreads) void combineSplits(const DecodeLay
   }
 }
 
+template <class Step, class T, int kDim, int kTiles>
+cudaError_t launchSplits(const DecodeLayout& layout, const Partials& partials,
+                         const Tensors& tensors, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(SharedMemoryPlan<Step, kDim, kTiles>);
+  static_assert(kBytes <= kSharedBytesEverywhere);
+  const cudaError_t error = allowShared(decodeSplit<Step, T, kDim, kTiles>, kBytes);
+  if (error != cudaSuccess) return error;
+  return launchDependent(decodeSplit<Step, T, kDim, kTiles>,
+                         dim3(layout.maxSplits, layout.kvHeads, layout.packedBlocks),
+                         warpsOf(kDim) * 32, kBytes, stream, layout, partials, tensors);
+}
+
 template <class Step, class T, int kDim>
 cudaError_t launch(const DecodeTask& task, void* workspace, cudaStream_t stream) {
   const DecodeLayout layout = decodeLayout(task);
   const int64_t slots = int64_t{layout.maxSplits} * layout.rows * layout.heads;
   auto* output = static_cast<float*>(workspace);
   const Partials partials{output, reinterpret_cast<float2*>(output + slots * kDim)};
-  constexpr int kBytes = sizeof(SharedMemoryPlan<Step, kDim>);
-  static_assert(kBytes <= kSharedBytesEverywhere);
-  const cudaError_t error = allowShared(decodeSplit<Step, T, kDim>, kBytes);
+  const cudaError_t error =
+      layout.tiles == 1
+          ? launchSplits<Step, T, kDim, 1>(layout, partials, task.tensors, stream)
+          : launchSplits<Step, T, kDim, mostTiles(kDim)>(layout, partials, task.tensors, stream);
   if (error != cudaSuccess) return error;
-  const cudaError_t failed = launchDependent(
-      decodeSplit<Step, T, kDim>, dim3(layout.maxSplits, layout.kvHeads, layout.packedBlocks),
-      warpsOf(kDim) * 32, kBytes, stream, layout, partials, task.tensors);
-  if (failed != cudaSuccess) return failed;
   return launchDependent(combineSplits<T, kDim>, dim3(layout.rows * layout.heads),
                          kCombineParts<kDim> * kDim, 0, stream, layout, partials, task.tensors);
 }

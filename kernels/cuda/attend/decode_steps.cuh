@@ -21,8 +21,20 @@ struct ElementStep {
 
   // Dimension, within a step of 16, of element 0 of the thread's pair i of a query.
   __device__ static int keyDim(int lane, int i) { return lane % 4 * 2 + i * 8; }
-  // Dimension, within a group of 32, of the thread's element i of output matrix n.
-  __device__ static int valueDim(int lane, int n, int i) { return n * 8 + lane % 4 * 2 + i; }
+  // Floats from a row of outputs to the next, so that storeOutput() meets no bank conflict.
+  static constexpr int kOutputStride = kDim + 8;
+  // Writes what the thread holds of a row in the matrices of a group, of its two rows that of
+  // `half`: dimensions n * 8 + lane % 4 * 2 + i of the group are element 2 half + i of matrix n.
+  __device__ static void storeOutput(float* row, int lane, int group, int half,
+                                     const float (&output)[4][4]) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int dim = group * 32 + n * 8 + lane % 4 * 2;
+      if (kDim % 32 != 0 && dim >= kDim) continue;
+      *reinterpret_cast<float2*>(row + dim) =
+          make_float2(output[n][2 * half], output[n][2 * half + 1]);
+    }
+  }
 
   // Asks for cache rows [row, row + rows); a multiple of 16.
   __device__ static void prefetch(const Tensors& tensors, int64_t row, int rows) {
@@ -82,7 +94,19 @@ struct Q8Step {
   alignas(16) __half valueScales[kStepColumns * kBlocks];
 
   __device__ static int keyDim(int lane, int i) { return lane % 4 * 4 + i * 2; }
-  __device__ static int valueDim(int lane, int n, int i) { return lane % 4 * 8 + i * 4 + n; }
+  // Dimensions lane % 4 * 8 + i * 4 + n of a group.
+  static constexpr int kOutputStride = kDim + 4;
+  __device__ static void storeOutput(float* row, int lane, int group, int half,
+                                     const float (&output)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int dim = group * 32 + lane % 4 * 8 + i * 4;
+      if (kDim % 32 != 0 && dim >= kDim) continue;
+      const int element = 2 * half + i;
+      *reinterpret_cast<float4*>(row + dim) = make_float4(output[0][element], output[1][element],
+                                                          output[2][element], output[3][element]);
+    }
+  }
 
   __device__ static void prefetch(const Tensors& tensors, int64_t row, int rows) {
     prefetchToL2(static_cast<const int8_t*>(tensors.keys) + row * kDim, rows * kDim);

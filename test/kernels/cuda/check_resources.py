@@ -9,9 +9,9 @@ import sys
 
 # For the kernels of a source: most registers, so that as many blocks fit on a multiprocessor as the
 # design counts on, and most bytes of static shared memory; "source 256" is for heads of that many
-# dimensions. Dynamic shared memory is not in the report: the launchers assert at compile time that
-# it fits (kSharedBytesEverywhere). wgmma kernels shift registers between warpgroups: 168 at entry
-# for 384 threads.
+# dimensions, "source x2" for instances with two tiles of rows. Dynamic shared memory is not in the
+# report: the launchers assert at compile time that it fits (kSharedBytesEverywhere). wgmma kernels
+# shift registers between warpgroups: 168 at entry for 384 threads.
 LIMITS = {
     "attend_sm90": (168, 0),
     "peak_votes_sm90": (255, 0),
@@ -27,6 +27,7 @@ LIMITS = {
     "audit": (168, 0),
     "decode": (168, 8 << 10),
     "decode 256": (255, 8 << 10),
+    "decode x2": (255, 8 << 10),
     "column_lists": (64, 32 << 10),
     "q8_rows": (64, 0),
     "combine": (64, 0),
@@ -62,6 +63,8 @@ def source_of(kernel: str) -> str | None:
 
 
 def limits_of(kernel: str, source: str | None) -> tuple[int, int] | None:
+    if re.search(r"Li\d+ELi2E", kernel) and f"{source} x2" in LIMITS:
+        return LIMITS[f"{source} x2"]
     dim = re.search(r"Li(64|80|96|128|256)E", kernel)
     return LIMITS.get(f"{source} {dim[1]}" if dim else source, LIMITS.get(source))
 
