@@ -29,9 +29,11 @@ __device__ __forceinline__ uint32_t addressInBlock(uint32_t address, uint32_t ra
   return mapped;
 }
 
-__device__ __forceinline__ float loadFromCluster(uint32_t address) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+__device__ __forceinline__ float4 loadFromCluster(uint32_t address) {
+  float4 value;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(address));
   return value;
 }
 

@@ -20,8 +20,10 @@ std::string validate(const LinearTask& task) {
   if (task.outputs < step || task.outputs % step != 0) {
     return text(task.outputs) + " outputs are no positive multiple of " + text(step);
   }
-  if (task.inner < 8 || task.inner % 8 != 0) {
-    return "an inner dimension of " + text(task.inner) + " is no positive multiple of 8";
+  const int32_t innerStep = task.numbers == LinearNumbers::e4m3 ? 16 : 8;
+  if (task.inner < innerStep || task.inner % innerStep != 0) {
+    return "an inner dimension of " + text(task.inner) + " is no positive multiple of " +
+           text(innerStep);
   }
   return {};
 }
@@ -35,11 +37,16 @@ cudaError_t launchLinear(const LinearTask& task, void* workspace, Path path, cud
       (workspace == nullptr && linearWorkspaceBytes(task) > 0)) {
     return cudaErrorInvalidValue;
   }
+  const bool e4m3 = task.numbers == LinearNumbers::e4m3;
+  if (e4m3 && (task.inputScales == nullptr || task.weightScales == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
   DeviceTraits device{};
   if (const cudaError_t error = deviceTraits(device); error != cudaSuccess) return error;
+  if (e4m3 && device.computeCapability < 89) return cudaErrorNotSupported;
   return path == Path::best && device.computeCapability == 90
              ? launchLinearWgmma(task, device, chooseTiling(task, device), stream)
-             : launchLinearMmaSync(task, workspace, stream);
+             : launchLinearMmaSync(task, device, workspace, stream);
 }
 
 }  // namespace longsight::cuda

@@ -1,4 +1,5 @@
-// Linear layers of a prefill: output = input * weight^T, bf16 operands, sums in fp32.
+// Linear layers of a prefill: output = input * weight^T, operands in bf16 or 8-bit floats, sums in
+// fp32.
 // docs/kernels.md says how.
 #pragma once
 
@@ -10,6 +11,10 @@
 #include "path.h"
 
 namespace longsight::cuda {
+
+// e4m3: 8-bit floats with a scale for each row of input and weight. Devices from sm_89 on. A
+// Hopper's tensor cores add products of e4m3 with about 14 bits.
+enum class LinearNumbers { bf16, e4m3 };
 
 // What becomes of the sums (bias added first where there is one).
 enum class LinearEpilogue {
@@ -27,9 +32,9 @@ enum class LinearEpilogue {
 // One product. Device pointers, 16-byte aligned; no row has padding. The input must not overlap
 // the output.
 struct LinearTask {
-  // bf16 [rows][inner].
+  // [rows][inner], of `numbers`.
   const void* input = nullptr;
-  // bf16 [outputs][inner].
+  // [outputs][inner], of `numbers`.
   const void* weight = nullptr;
   // fp32 [outputs], or none.
   const float* bias = nullptr;
@@ -39,9 +44,13 @@ struct LinearTask {
   int64_t rows = 0;
   // A multiple of 8, of 16 with swigluBf16; rows of the weight.
   int32_t outputs = 0;
-  // A multiple of 8.
+  // A multiple of 8, of 16 with e4m3.
   int32_t inner = 0;
   LinearEpilogue epilogue = LinearEpilogue::storeBf16;
+  LinearNumbers numbers = LinearNumbers::bf16;
+  // fp32 [rows] and [outputs], only with e4m3: a value is its number times its row's scale.
+  const float* inputScales = nullptr;
+  const float* weightScales = nullptr;
 };
 
 // Empty when launchLinear() can run the task; else one sentence with the value and the rule.
@@ -56,7 +65,13 @@ int64_t linearWorkspaceBytes(const LinearTask& task);
 // so it can be captured into a graph. What the workspace (16-byte aligned; may be null when it
 // needs no bytes) held before does not matter. The same inputs give the same bits on the same kind
 // of device and path. cudaErrorInvalidValue when validate() finds fault or a pointer is missing or
-// not aligned, otherwise the launch's error.
+// not aligned, cudaErrorNotSupported for e4m3 below sm_89, otherwise the launch's error.
 cudaError_t launchLinear(const LinearTask& task, void* workspace, Path path, cudaStream_t stream);
+
+// bf16 [rows][inner] to e4m3 of the same shape and an fp32 scale a row, which takes the row's
+// largest value to 448; a row of zeros has scale 1. `inner`: a multiple of 16; pointers 16-byte
+// aligned. Rounds to nearest even; what is not finite becomes NaN.
+cudaError_t launchToE4m3(const void* source, int64_t rows, int32_t inner, void* target,
+                         float* scales, cudaStream_t stream);
 
 }  // namespace longsight::cuda

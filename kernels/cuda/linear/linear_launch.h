@@ -10,7 +10,7 @@ namespace longsight::cuda {
 struct LinearTiling {
   // Of a block: 64, 128, 192 or 256.
   int32_t tileRows;
-  // Blocks that share the inner dimension: 1, 2 or 4, at most one for 64 elements of it.
+  // Blocks that share the inner dimension: 1 to 4, at most one for 64 elements of it.
   int32_t splits;
   // Tiles of rows that are taken together, for all outputs, before the next ones are.
   int32_t bandTiles;
@@ -22,7 +22,8 @@ cudaError_t launchLinearWgmma(const LinearTask& task, const DeviceTraits& device
                               const LinearTiling& tiling, cudaStream_t stream);
 
 // Every device.
-cudaError_t launchLinearMmaSync(const LinearTask& task, void* workspace, cudaStream_t stream);
+cudaError_t launchLinearMmaSync(const LinearTask& task, const DeviceTraits& device, void* workspace,
+                                cudaStream_t stream);
 int64_t mmaSyncWorkspaceBytes(const LinearTask& task);
 
 __host__ __device__ constexpr int64_t divideUp(int64_t value, int64_t step) {

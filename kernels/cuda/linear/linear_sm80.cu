@@ -4,6 +4,7 @@
 // Products of few tiles are split over the inner dimension: the parts write their sums to the
 // workspace, and a second kernel adds them up in order and does the rest.
 #include <algorithm>
+#include <type_traits>
 
 #include "device/mma_sm80.cuh"
 #include "linear/linear_launch.h"
@@ -12,8 +13,9 @@
 namespace longsight::cuda {
 namespace {
 
-// Elements of the inner dimension in a stage: rows of 64 bytes.
-constexpr int kInner = 32;
+// Of a stage's rows of the inner dimension; of one product.
+constexpr int kInnerBytes = 64;
+constexpr int kProductBytes = 32;
 // Tiles of rows that are taken together, for all outputs, before the next ones are.
 constexpr int kBandTiles = 16;
 
@@ -27,8 +29,8 @@ struct Tile {
   // Of a warp, in products of 16 rows by 8 outputs.
   static constexpr int kProductRows = kRows / kWarpsOfRows / 16;
   static constexpr int kProductOutputs = kOutputs / kWarpsOfOutputs / 8;
-  static constexpr int kInputBytes = kRows * kInner * 2;
-  static constexpr int kStageBytes = kInputBytes + kOutputs * kInner * 2;
+  static constexpr int kInputBytes = kRows * kInnerBytes;
+  static constexpr int kStageBytes = kInputBytes + kOutputs * kInnerBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes;
   static_assert(kSharedBytes <= kSharedBytesEverywhere);
 };
@@ -39,6 +41,9 @@ using SmallTile = Tile<64, 64, 2, 2, 6>;
 // 16, first 8 gates, then the 8 that belong to them.
 struct Target {
   const float* bias;
+  // Of e4m3, otherwise null.
+  const float* inputScales;
+  const float* weightScales;
   void* output;
   LinearEpilogue epilogue;
   int64_t rows;
@@ -51,14 +56,21 @@ __device__ int32_t weightRow(LinearEpilogue epilogue, int32_t loaded) {
   return loaded / 16 * 16 + loaded % 8 * 2 + loaded % 16 / 8;
 }
 
-__device__ float2 biased(const Target& target, float2 sums, int32_t first, int32_t second) {
+// Scaled and with the bias, of two of the weight's rows.
+__device__ float2 finished(const Target& target, int64_t row, float2 sums, int32_t first,
+                           int32_t second) {
+  if (target.inputScales != nullptr) {
+    const float scale = target.inputScales[row];
+    sums = {sums.x * (target.weightScales[first] * scale),
+            sums.y * (target.weightScales[second] * scale)};
+  }
   if (target.bias == nullptr) return sums;
   return {sums.x + target.bias[first], sums.y + target.bias[second]};
 }
 
 // Outputs `output` and the next of a row; not for SwiGLU.
 __device__ void writePair(const Target& target, int64_t row, int32_t output, float2 sums) {
-  sums = biased(target, sums, output, output + 1);
+  sums = finished(target, row, sums, output, output + 1);
   const int64_t place = row * target.outputs + output;
   if (target.epilogue == LinearEpilogue::storeBf16) {
     *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(target.output) + place) =
@@ -77,100 +89,149 @@ __device__ void writePair(const Target& target, int64_t row, int32_t output, flo
 __device__ void writeSwiglu(const Target& target, int64_t row, int32_t loaded, float2 gates,
                             float2 ups) {
   const int32_t gate = weightRow(target.epilogue, loaded);
-  gates = biased(target, gates, gate, gate + 2);
-  ups = biased(target, ups, gate + 1, gate + 3);
+  gates = finished(target, row, gates, gate, gate + 2);
+  ups = finished(target, row, ups, gate + 1, gate + 3);
   *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(target.output) + row * (target.outputs / 2) +
                                gate / 2) =
       packPair<Bf16>(swiglu1(gates.x, ups.x), swiglu1(gates.y, ups.y));
 }
 
 struct Product {
-  const Bf16* input;
-  const Bf16* weight;
+  const unsigned char* input;
+  const unsigned char* weight;
   Target target;
   // [split][rows][outputs], only with splits.
   float* partial;
-  int32_t inner;
+  int64_t rowBytes;  // of input and weight
   int32_t splits;
   int32_t rowTiles;
   int32_t outputTiles;
 };
 
-template <class T>
-__global__ __launch_bounds__(T::kThreads) void multiply(const __grid_constant__ Product product) {
+// Stands for the element type; there are no single values of it in kernels.
+struct E4m3 {};
+
+// As many bytes of the inner dimension in either type, so fragments are read alike.
+__device__ __forceinline__ void product(Bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                        uint32_t b1) {
+  mma16x8x16<Bf16>(d, a, b0, b1);
+}
+__device__ __forceinline__ void product(E4m3, float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                        uint32_t b1) {
+#if __CUDA_ARCH__ >= 890
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// A Hopper makes f16 of e4m3 before mma.sync, for which a large tile leaves no registers.
+template <class T, class Number>
+__host__ __device__ constexpr bool tileFits(int32_t computeCapability) {
+  return computeCapability != 90 || !std::is_same_v<T, LargeTile> || !std::is_same_v<Number, E4m3>;
+}
+
+template <class T, class Number>
+__global__ __launch_bounds__(T::kThreads) void multiply(const __grid_constant__ Product task) {
+#if __CUDA_ARCH__ == 900
+  if constexpr (!tileFits<T, Number>(90)) return;
+#endif
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   const uint32_t shared = sharedAddress(sharedBytes);
-  const Target& target = product.target;
+  const Target& target = task.target;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warpRow = thread / 32 / T::kOutputWarps * (T::kProductRows * 16);
   const int warpOutput = thread / 32 % T::kOutputWarps * (T::kProductOutputs * 8);
 
   const int64_t unit = blockIdx.x;
-  const int64_t bandUnits = int64_t{kBandTiles} * product.outputTiles;
+  const int64_t bandUnits = int64_t{kBandTiles} * task.outputTiles;
   const auto band = static_cast<int32_t>(unit / bandUnits);
   const auto inBand = static_cast<int32_t>(unit % bandUnits);
-  const int32_t width = min(kBandTiles, product.rowTiles - band * kBandTiles);
+  const int32_t width = min(kBandTiles, task.rowTiles - band * kBandTiles);
   const int64_t row0 = int64_t{band * kBandTiles + inBand % width} * T::kRows;
   const int32_t output0 = inBand / width * T::kOutputs;
   const auto split = static_cast<int32_t>(blockIdx.y);
-  const int32_t allSteps = (product.inner + kInner - 1) / kInner;
-  const auto firstStep = static_cast<int32_t>(int64_t{allSteps} * split / product.splits);
+  const int32_t allSteps = static_cast<int32_t>((task.rowBytes + kInnerBytes - 1) / kInnerBytes);
+  const auto firstStep = static_cast<int32_t>(int64_t{allSteps} * split / task.splits);
   const auto steps =
-      static_cast<int32_t>(int64_t{allSteps} * (split + 1) / product.splits) - firstStep;
+      static_cast<int32_t>(int64_t{allSteps} * (split + 1) / task.splits) - firstStep;
 
-  constexpr int kPieces = kInner / 8;
+  // A thread copies one piece of 16 bytes of every kCopyRows-th row, of the input and the weight.
+  constexpr int kPieces = kInnerBytes / 16;
+  constexpr int kCopyRows = T::kThreads / kPieces;
+  static_assert(kCopyRows % 16 == 0);  // so that weightRow() leaves the distances alone
+  const int copyRow = thread / kPieces;
+  const int piece = thread % kPieces;
+  const uint32_t copyPlace = shared + swizzledOffset<64>(copyRow, piece);
+  const int32_t sourceOutput = weightRow(target.epilogue, output0 + copyRow);
+  const int64_t copyStride = kCopyRows * task.rowBytes;
+  int64_t byte = int64_t{firstStep} * kInnerBytes + piece * 16;
+  const unsigned char* inputSource = task.input + (row0 + copyRow) * task.rowBytes + byte;
+  const unsigned char* weightSource = task.weight + sourceOutput * task.rowBytes + byte;
   const auto load = [&](int32_t step) {
     if (step < steps) {
-      const uint32_t stage = shared + step % T::kStages * T::kStageBytes;
-      const int32_t element0 = (firstStep + step) * kInner;
+      const uint32_t place = copyPlace + step % T::kStages * T::kStageBytes;
+      const bool inside = byte < task.rowBytes;
 #pragma unroll
-      for (int i = thread; i < (T::kRows + T::kOutputs) * kPieces; i += T::kThreads) {
-        const int row = i / kPieces;
-        const int32_t element = element0 + i % kPieces * 8;
-        const uint32_t place = stage + swizzledOffset<64>(row, i % kPieces);
-        if (row < T::kRows) {
-          const bool valid = row0 + row < target.rows && element < product.inner;
-          const int64_t offset = valid ? (row0 + row) * product.inner + element : 0;
-          copyAsync16(place, product.input + offset, valid);
-        } else {
-          const int32_t source = weightRow(target.epilogue, output0 + row - T::kRows);
-          const bool valid = source < target.outputs && element < product.inner;
-          const int64_t offset = valid ? int64_t{source} * product.inner + element : 0;
-          copyAsync16(place, product.weight + offset, valid);
-        }
+      for (int i = 0; i < T::kRows / kCopyRows; ++i) {
+        const bool valid = inside && row0 + copyRow + i * kCopyRows < target.rows;
+        copyAsync16(place + i * kCopyRows * 64, valid ? inputSource + i * copyStride : task.input,
+                    valid);
       }
+#pragma unroll
+      for (int i = 0; i < T::kOutputs / kCopyRows; ++i) {
+        const bool valid = inside && sourceOutput + i * kCopyRows < target.outputs;
+        copyAsync16(place + T::kInputBytes + i * kCopyRows * 64,
+                    valid ? weightSource + i * copyStride : task.weight, valid);
+      }
+      byte += kInnerBytes;
+      inputSource += kInnerBytes;
+      weightSource += kInnerBytes;
     }
     copyAsyncCommit();
   };
 
+  // Fragments are read one product ahead, so that multiplying does not wait for shared memory.
   float sums[T::kProductRows][T::kProductOutputs][4] = {};
+  const uint32_t inputPlace = shared + (warpRow + lane % 16) * 64;
+  const uint32_t weightPlace =
+      shared + T::kInputBytes + (warpOutput + lane / 16 * 8 + lane % 8) * 64;
+  const auto readInput = [&](uint32_t(&a)[T::kProductRows][4], uint32_t stage, int k) {
+    const int column = ((k * 2 + lane / 16) ^ (lane / 2 % 4)) * 16;
+#pragma unroll
+    for (int i = 0; i < T::kProductRows; ++i)
+      loadMatrix4(a[i], inputPlace + stage + column + i * 1024);
+  };
+  const auto readWeight = [&](uint32_t(&b)[4], uint32_t stage, int k, int j) {
+    const int column = ((k * 2 + lane / 8 % 2) ^ (lane / 2 % 4)) * 16;
+    loadMatrix4(b, weightPlace + stage + column + j * 512);
+  };
+  uint32_t a[2][T::kProductRows][4];
+  uint32_t b[2][4];
 #pragma unroll
   for (int stage = 0; stage < T::kStages - 1; ++stage) load(stage);
   for (int32_t step = 0; step < steps; ++step) {
     copyAsyncWait<T::kStages - 2>();
     __syncthreads();
+    const uint32_t stage = step % T::kStages * T::kStageBytes;
+    readInput(a[0], stage, 0);
+    readWeight(b[0], stage, 0, 0);
     load(step + T::kStages - 1);
-    const uint32_t input = shared + step % T::kStages * T::kStageBytes;
-    const uint32_t weight = input + T::kInputBytes;
+    constexpr int kSteps = kInnerBytes / kProductBytes;
+    constexpr int kPairs = T::kProductOutputs / 2;
 #pragma unroll
-    for (int k = 0; k < kInner / 16; ++k) {
-      uint32_t a[T::kProductRows][4];
+    for (int n = 0; n < kSteps * kPairs; ++n) {
+      const int k = n / kPairs, j = n % kPairs;
+      if (n + 1 < kSteps * kPairs)
+        readWeight(b[(n + 1) % 2], stage, (n + 1) / kPairs, (n + 1) % kPairs * 2);
+      if (j == 0 && k + 1 < kSteps) readInput(a[(k + 1) % 2], stage, k + 1);
 #pragma unroll
       for (int i = 0; i < T::kProductRows; ++i) {
-        loadMatrix4(a[i],
-                    input + swizzledOffset<64>(warpRow + i * 16 + lane % 16, k * 2 + lane / 16));
-      }
-#pragma unroll
-      for (int j = 0; j < T::kProductOutputs; j += 2) {
-        uint32_t b[4];
-        loadMatrix4(b, weight + swizzledOffset<64>(warpOutput + j * 8 + lane / 16 * 8 + lane % 8,
-                                                   k * 2 + lane / 8 % 2));
-#pragma unroll
-        for (int i = 0; i < T::kProductRows; ++i) {
-          mma16x8x16<Bf16>(sums[i][j], a[i], b[0], b[1]);
-          mma16x8x16<Bf16>(sums[i][j + 1], a[i], b[2], b[3]);
-        }
+        product(Number{}, sums[i][2 * j], a[k % 2][i], b[n % 2][0], b[n % 2][1]);
+        product(Number{}, sums[i][2 * j + 1], a[k % 2][i], b[n % 2][2], b[n % 2][3]);
       }
     }
   }
@@ -187,9 +248,9 @@ __global__ __launch_bounds__(T::kThreads) void multiply(const __grid_constant__ 
         const int32_t output = output0 + warpOutput + j * 8 + lane % 4 * 2;
         if (output >= target.outputs) break;
         const float2 pair{sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-        if (product.splits > 1) {
+        if (task.splits > 1) {
           const int64_t place = (split * target.rows + row) * target.outputs + output;
-          *reinterpret_cast<float2*>(product.partial + place) = pair;
+          *reinterpret_cast<float2*>(task.partial + place) = pair;
         } else if (!swiglu) {
           writePair(target, row, output, pair);
         } else if (j % 2 == 0) {
@@ -227,6 +288,10 @@ __global__ __launch_bounds__(256) void addSplits(const __grid_constant__ Product
   }
 }
 
+int64_t rowBytes(const LinearTask& task) {
+  return task.numbers == LinearNumbers::e4m3 ? task.inner : int64_t{task.inner} * 2;
+}
+
 int64_t tiles(const LinearTask& task, int64_t tileRows, int64_t tileOutputs) {
   return divideUp(task.rows, tileRows) * divideUp(task.outputs, tileOutputs);
 }
@@ -240,28 +305,30 @@ bool takesLargeTile(const LinearTask& task) {
 int32_t splitCount(const LinearTask& task) {
   if (takesLargeTile(task)) return 1;
   const int64_t wanted = 512 / tiles(task, SmallTile::kRows, SmallTile::kOutputs);
-  const int64_t most = divideUp(task.inner, kInner) / 8;
+  const int64_t most = divideUp(rowBytes(task), kInnerBytes) / 8;
   return static_cast<int32_t>(std::clamp<int64_t>(std::min(wanted, most), 1, 8));
 }
 
-template <class T>
+template <class T, class Number>
 cudaError_t launch(const LinearTask& task, int32_t splits, void* workspace, cudaStream_t stream) {
   Product product{};
-  product.input = static_cast<const Bf16*>(task.input);
-  product.weight = static_cast<const Bf16*>(task.weight);
-  product.target = {task.bias, task.output, task.epilogue, task.rows, task.outputs};
+  product.input = static_cast<const unsigned char*>(task.input);
+  product.weight = static_cast<const unsigned char*>(task.weight);
+  product.target = {task.bias,     task.inputScales, task.weightScales, task.output,
+                    task.epilogue, task.rows,        task.outputs};
   product.partial = static_cast<float*>(workspace);
-  product.inner = task.inner;
+  product.rowBytes = rowBytes(task);
   product.splits = splits;
   product.rowTiles = static_cast<int32_t>(divideUp(task.rows, T::kRows));
   product.outputTiles = static_cast<int32_t>(divideUp(task.outputs, T::kOutputs));
   const int64_t blocks = int64_t{product.rowTiles} * product.outputTiles;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  if (const cudaError_t error = allowShared(multiply<T>, T::kSharedBytes); error != cudaSuccess) {
+  if (const cudaError_t error = allowShared(multiply<T, Number>, T::kSharedBytes);
+      error != cudaSuccess) {
     return error;
   }
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(splits));
-  multiply<T><<<grid, T::kThreads, T::kSharedBytes, stream>>>(product);
+  multiply<T, Number><<<grid, T::kThreads, T::kSharedBytes, stream>>>(product);
   if (splits > 1) {
     const bool swiglu = task.epilogue == LinearEpilogue::swigluBf16;
     const int64_t threads = task.rows * (task.outputs / (swiglu ? 4 : 2));
@@ -277,9 +344,15 @@ int64_t mmaSyncWorkspaceBytes(const LinearTask& task) {
   return splits > 1 ? splits * task.rows * task.outputs * 4 : 0;
 }
 
-cudaError_t launchLinearMmaSync(const LinearTask& task, void* workspace, cudaStream_t stream) {
-  return takesLargeTile(task) ? launch<LargeTile>(task, 1, workspace, stream)
-                              : launch<SmallTile>(task, splitCount(task), workspace, stream);
+cudaError_t launchLinearMmaSync(const LinearTask& task, const DeviceTraits& device, void* workspace,
+                                cudaStream_t stream) {
+  const auto withTile = [&]<class Number>() {
+    return takesLargeTile(task) && tileFits<LargeTile, Number>(device.computeCapability)
+               ? launch<LargeTile, Number>(task, 1, workspace, stream)
+               : launch<SmallTile, Number>(task, splitCount(task), workspace, stream);
+  };
+  return task.numbers == LinearNumbers::e4m3 ? withTile.template operator()<E4m3>()
+                                             : withTile.template operator()<Bf16>();
 }
 
 }  // namespace longsight::cuda

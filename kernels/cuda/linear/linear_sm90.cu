@@ -8,12 +8,16 @@
 // their sums into shared memory, and each adds up a slice of the rows, in the order of the splits.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "device/cluster.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/mbarrier.cuh"
 #include "device/tma.cuh"
+#include "device/wgmma_e4m3_sm90.cuh"
 #include "device/wgmma_wide_sm90.cuh"
 #include "linear/linear_launch.h"
 #include "linear/swiglu.cuh"
@@ -24,12 +28,18 @@ namespace {
 constexpr int kOutputs = 128;
 // Blocks of a cluster that share the input.
 constexpr int kPair = 2;
-// Elements of the inner dimension in a stage: rows of 128 bytes, one swizzle.
-constexpr int kInner = 64;
+// Of the inner dimension; a cluster has at most 8 blocks.
+constexpr int32_t kMostSplits = 4;
+// Of a stage's rows of the inner dimension, one swizzle; of one product.
+constexpr int kInnerBytes = 128;
+constexpr int kProductBytes = 32;
+template <class Number>
+constexpr int kInner = std::is_same_v<Number, E4m3> ? kInnerBytes : kInnerBytes / 2;
 constexpr int kProducerThreads = 128;
 constexpr int kGroupThreads = 128;
 constexpr int kGroups = 2;
-constexpr int kThreads = kProducerThreads + kGroups * kGroupThreads;
+constexpr int kConsumers = kGroups * kGroupThreads;
+constexpr int kThreads = kProducerThreads + kConsumers;
 constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
 // Rows that a warpgroup stages at a time for the copy to global memory, and rows of one copy.
@@ -40,8 +50,9 @@ constexpr int kChunkBytes = kChunkRows * 64 * 4;
 template <int kRows>
 struct Tile {
   static constexpr int kStages = kRows > 128 ? 4 : kRows > 64 ? 6 : 8;
-  static constexpr int kWeightBytes = kOutputs * kInner * 2;
-  static constexpr int kInputBytes = kRows * kInner * 2;
+  static constexpr int kWeightBytes = kOutputs * kInnerBytes;
+  static constexpr int kInputBytes = kRows * kInnerBytes;
+  static constexpr int kAllBytes = kStages * (kWeightBytes + kInputBytes);
   // Of one consumer thread.
   static constexpr int kSums = kRows / 2;
 };
@@ -57,12 +68,15 @@ struct SharedMemoryPlan {
   uint64_t full[T::kStages];
   uint64_t empty[T::kStages];
 
-  // Split tiles: the sums [register][consumer thread], when all stages are read.
-  __device__ float* partialSums() { return reinterpret_cast<float*>(weight); }
+  // Split tiles: their sums, when all stages are read.
+  __device__ float4* partialSums() { return reinterpret_cast<float4*>(weight); }
 };
 
 struct LinearWork {
   const float* bias;
+  // Of e4m3 alone.
+  const float* inputScales;
+  const float* weightScales;
   LinearEpilogue epilogue;
   int32_t rows;
   int32_t outputs;
@@ -73,6 +87,10 @@ struct LinearWork {
   // Tiles of rows that are taken together, for all outputs, before the next ones are.
   int32_t bandTiles;
 };
+
+__device__ __forceinline__ void prefetchNear(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
 
 // The part of a tile that a block multiplies.
 struct TilePart {
@@ -116,7 +134,7 @@ struct ClusterPlace {
   }
 };
 
-template <int kRows>
+template <class Number, int kRows>
 __device__ void produce(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
                         const ClusterPlace& place, const CUtensorMap& weightMap,
                         const CUtensorMap& inputMap) {
@@ -135,12 +153,12 @@ __device__ void produce(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
       barrierArriveExpect(full, T::kWeightBytes + T::kInputBytes);
       const uint32_t weight = sharedAddress(shared.weight[ring.stage]);
       if (work.epilogue == LinearEpilogue::swigluBf16) {
-        copyBox(weight, &weightMap, full, step * kInner, 0, 0, tile.output0 / 16);
+        copyBox(weight, &weightMap, full, step * kInner<Number>, 0, 0, tile.output0 / 16);
       } else {
-        copyBox(weight, &weightMap, full, step * kInner, tile.output0);
+        copyBox(weight, &weightMap, full, step * kInner<Number>, tile.output0);
       }
-      copyBoxToBlocks(sharedAddress(shared.input[ring.stage]) + half * kInner * 2, &inputMap, full,
-                      pairBlocks, step * kInner, tile.rowTile * kRows + half);
+      copyBoxToBlocks(sharedAddress(shared.input[ring.stage]) + half * kInnerBytes, &inputMap, full,
+                      pairBlocks, step * kInner<Number>, tile.rowTile * kRows + half);
     }
   }
 }
@@ -186,19 +204,23 @@ __device__ __forceinline__ void storeColumn(uint32_t address, const float* value
 
 // Writes the sums of `count` rows from row0 on (a multiple of kBoxRows) and 64 outputs from output0
 // on; sums as wgmma leaves them, outputs being its rows.
-template <int kSums>
+template <class Number, int kSums>
 __device__ void writeSums(Writer& writer, const LinearWork& work, const CUtensorMap& outputMap,
                           float (&sums)[kSums], int32_t output0, int32_t row0, int32_t count) {
   const int lane = writer.lane();
   const int warp = writer.warp();
   const bool swiglu = work.epilogue == LinearEpilogue::swigluBf16;
+  // With SwiGLU the rows of the weight came as 8 of the gate, then 8 of the up projection.
+  const int32_t firstOutput = output0 + warp * 16 + (swiglu ? lane / 4 * 2 : lane / 4);
+  const int32_t outputs[2] = {firstOutput, firstOutput + (swiglu ? 1 : 8)};
   float bias[2] = {0.0f, 0.0f};
-  if (work.bias != nullptr) {
-    // With SwiGLU the rows of the weight came as 8 of the gate, then 8 of the up projection.
-    const int32_t first = output0 + warp * 16 + (swiglu ? lane / 4 * 2 : lane / 4);
-    const int32_t second = first + (swiglu ? 1 : 8);
-    if (first < work.outputs) bias[0] = work.bias[first];
-    if (second < work.outputs) bias[1] = work.bias[second];
+  float weightScales[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (outputs[half] >= work.outputs) continue;
+    if (work.bias != nullptr) bias[half] = work.bias[outputs[half]];
+    if constexpr (std::is_same_v<Number, E4m3>)
+      weightScales[half] = work.weightScales[outputs[half]];
   }
   count = min(count, work.rows - row0);
 #pragma unroll
@@ -206,6 +228,15 @@ __device__ void writeSums(Writer& writer, const LinearWork& work, const CUtensor
     const int32_t chunkRow = base * 2;
     if (chunkRow >= count) break;
     float(&part)[kChunkRows / 2] = reinterpret_cast<float(&)[kChunkRows / 2]>(sums[base]);
+    if constexpr (std::is_same_v<Number, E4m3>) {
+#pragma unroll
+      for (int i = 0; i < kChunkRows / 4; ++i) {
+        const int32_t row = row0 + chunkRow + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        const float scale = work.inputScales[min(row, work.rows - 1)];
+        part[i / 2 * 4 + i % 2] *= weightScales[0] * scale;
+        part[i / 2 * 4 + i % 2 + 2] *= weightScales[1] * scale;
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kChunkRows / 2; ++i) part[i] += bias[i % 4 / 2];
     const auto eachBox = [&](auto send) {
@@ -280,26 +311,52 @@ __device__ void writeSums(Writer& writer, const LinearWork& work, const CUtensor
   }
 }
 
-// Adds up this block's slice of the rows, kRows / splits, over the splits: at most half of a tile.
+// Puts the sums where other blocks of the cluster read them: [group of 4][consumer thread].
 template <int kRows>
-__device__ void gatherSlice(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
-                            const ClusterPlace& place, int thread, float (&sums)[kRows / 4]) {
-  constexpr int kConsumers = kGroups * kGroupThreads;
-  const int32_t count = kRows / work.splits / 2;
+__device__ void sharePartialSums(SharedMemoryPlan<kRows>& shared, int thread,
+                                 const float (&sums)[Tile<kRows>::kSums]) {
+  // The stages are free when both warpgroups have read the last of them.
+  namedBarrierSync(1 + kGroups, kConsumers);
+#pragma unroll
+  for (int i = 0; i < Tile<kRows>::kSums; i += 4) {
+    shared.partialSums()[i / 4 * kConsumers + thread] = {sums[i], sums[i + 1], sums[i + 2],
+                                                         sums[i + 3]};
+  }
+  clusterSync();
+}
+
+// Rows of a split tile that one block finishes; the last block's are fewer where they do not
+// divide.
+template <int kRows>
+__host__ __device__ constexpr int32_t sliceRows(int32_t splits) {
+  return (kRows / kBoxRows + splits - 1) / splits * kBoxRows;
+}
+
+// Adds up this block's slice of the rows over the splits. Beyond the slice's rows sums mean
+// nothing.
+template <int kRows, int kSplits>
+__device__ void gatherSlice(SharedMemoryPlan<kRows>& shared, const ClusterPlace& place, int thread,
+                            float (&sums)[kRows / 4]) {
+  constexpr int kCount = sliceRows<kRows>(kSplits) / 2;
+  static_assert(kCount <= kRows / 4 && kSplits * kCount * kConsumers * 4 <= Tile<kRows>::kAllBytes);
   const uint32_t own =
-      sharedAddress(shared.partialSums() + place.split * count * kConsumers + thread);
+      sharedAddress(shared.partialSums() + place.split * (kCount / 4) * kConsumers + thread);
 #pragma unroll
   for (float& sum : sums) sum = 0.0f;
-  for (int32_t split = 0; split < work.splits; ++split) {
-    const uint32_t partial = addressInBlock(own, split * kPair + place.pairIndex);
 #pragma unroll
-    for (int i = 0; i < kRows / 4; ++i) {
-      if (i < count) sums[i] += loadFromCluster(partial + i * kConsumers * 4);
+  for (int split = 0; split < kSplits; ++split) {
+    const uint32_t partial = addressInBlock(own, split * kPair + place.pairIndex);
+    float4 values[kCount / 4];
+#pragma unroll
+    for (int i = 0; i < kCount / 4; ++i) {
+      values[i] = loadFromCluster(partial + i * kConsumers * sizeof(float4));
     }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] += reinterpret_cast<const float*>(values)[i];
   }
 }
 
-template <int kRows>
+template <class Number, int kRows>
 __device__ void consume(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
                         const ClusterPlace& place, const CUtensorMap& outputMap) {
   using T = Tile<kRows>;
@@ -321,16 +378,21 @@ __device__ void consume(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
        unit += place.unitStep) {
     const TilePart tile = findTile(work, unit, place.pairIndex);
     pinRegisters(sums);
+    if constexpr (std::is_same_v<Number, E4m3>) {
+      // So that the scales are near when the tile is written.
+      const int32_t row = tile.rowTile * kRows + lane * 32;
+      if (lane < kRows / 32 && row < work.rows) prefetchNear(work.inputScales + row);
+    }
     int previous = 0;
     for (int32_t step = 0; step < steps; ++step, ring.next()) {
       barrierWait(sharedAddress(&shared.full[ring.stage]), ring.parity);
       const uint64_t weight =
-          wideRowsDescriptor(sharedAddress(shared.weight[ring.stage]) + group * (64 * kInner * 2));
+          wideRowsDescriptor(sharedAddress(shared.weight[ring.stage]) + group * (64 * kInnerBytes));
       const uint64_t input = wideRowsDescriptor(sharedAddress(shared.input[ring.stage]));
       wgmmaFence();
 #pragma unroll
-      for (int k = 0; k < kInner / 16; ++k) {
-        wgmmaShared(Bf16{}, sums, weight + 2 * k, input + 2 * k, step > 0 || k > 0);
+      for (int k = 0; k < kInnerBytes / kProductBytes; ++k) {
+        wgmmaShared(Number{}, sums, weight + 2 * k, input + 2 * k, step > 0 || k > 0);
       }
       wgmmaCommit();
       wgmmaWait<1>();
@@ -342,25 +404,28 @@ __device__ void consume(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
     release(previous);
     const int32_t output0 = tile.output0 + group * 64;
     if (work.splits == 1) {
-      writeSums(writer, work, outputMap, sums, output0, tile.rowTile * kRows, kRows);
+      writeSums<Number>(writer, work, outputMap, sums, output0, tile.rowTile * kRows, kRows);
       continue;
     }
-    // The stages are free when both warpgroups have read the last of them.
-    namedBarrierSync(3, kGroups * kGroupThreads);
-    float* partial = shared.partialSums() + thread;
-#pragma unroll
-    for (int i = 0; i < T::kSums; ++i) partial[i * (kGroups * kGroupThreads)] = sums[i];
-    clusterSync();
+    sharePartialSums(shared, thread, sums);
     float sliceSums[kRows / 4];
-    gatherSlice(shared, work, place, thread, sliceSums);
-    const int32_t sliceRows = kRows / work.splits;
-    writeSums(writer, work, outputMap, sliceSums, output0,
-              tile.rowTile * kRows + place.split * sliceRows, sliceRows);
+    if (work.splits == 2) {
+      gatherSlice<kRows, 2>(shared, place, thread, sliceSums);
+    } else if (work.splits == 3) {
+      gatherSlice<kRows, 3>(shared, place, thread, sliceSums);
+    } else {
+      gatherSlice<kRows, 4>(shared, place, thread, sliceSums);
+    }
+    const int32_t slice = sliceRows<kRows>(work.splits);
+    const int32_t first = place.split * slice;
+    writeSums<Number>(writer, work, outputMap, sliceSums, output0, tile.rowTile * kRows + first,
+                      min(slice, kRows - first));
+    break;
   }
   if (writer.thread == 0) storeWait();
 }
 
-template <int kRows>
+template <class Number, int kRows>
 __global__ __launch_bounds__(kThreads,
                              1) void multiply(const __grid_constant__ LinearWork work,
                                               const __grid_constant__ CUtensorMap weightMap,
@@ -375,22 +440,24 @@ __global__ __launch_bounds__(kThreads,
     prefetchMap(&outputMap);
     for (int stage = 0; stage < Tile<kRows>::kStages; ++stage) {
       barrierInit(sharedAddress(&shared.full[stage]), 1);
-      barrierInit(sharedAddress(&shared.empty[stage]), kPair * kGroups * kGroupThreads / 32);
+      barrierInit(sharedAddress(&shared.empty[stage]), kPair * kConsumers / 32);
     }
     barrierInitFence();
   }
   clusterSync();
+  waitForPrevious();
+  letNextStart();
   // Split tiles: one more meeting of all threads, when the partial sums lie in shared memory. A
   // split cluster has exactly one tile.
   if (threadIdx.x < kProducerThreads) {
     releaseRegisters<kProducerRegisters>();
-    if (threadIdx.x == 0) produce(shared, work, place, weightMap, inputMap);
+    if (threadIdx.x == 0) produce<Number>(shared, work, place, weightMap, inputMap);
     __syncwarp();
     if (work.splits > 1) clusterSync();
     clusterSync();
   } else {
     claimRegisters<kConsumerRegisters>();
-    consume(shared, work, place, outputMap);
+    consume<Number>(shared, work, place, outputMap);
     __syncwarp();
     // No block leaves while another may still signal it or read its sums.
     clusterSync();
@@ -427,17 +494,22 @@ cudaError_t makeMap(CUtensorMap& map, CUtensorMapDataType type, const void* base
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+template <class Number>
+constexpr CUtensorMapDataType kMapType =
+    std::is_same_v<Number, E4m3> ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+
+template <class Number>
 cudaError_t makeWeightMap(CUtensorMap& map, const LinearTask& task) {
   const auto inner = static_cast<cuuint64_t>(task.inner);
   const auto outputs = static_cast<cuuint64_t>(task.outputs);
-  const cuuint64_t rowBytes = inner * 2;
+  const cuuint64_t rowBytes = inner * kInnerBytes / kInner<Number>;
   if (task.epilogue != LinearEpilogue::swigluBf16) {
-    return makeMap<2>(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.weight, {inner, outputs},
-                      {rowBytes}, {kInner, kOutputs}, CU_TENSOR_MAP_SWIZZLE_128B);
+    return makeMap<2>(map, kMapType<Number>, task.weight, {inner, outputs}, {rowBytes},
+                      {kInner<Number>, kOutputs}, CU_TENSOR_MAP_SWIZZLE_128B);
   }
   // Of 16 rows first the even ones, then the odd: gate and up of a feature meet in one thread.
-  return makeMap<4>(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.weight, {inner, 8, 2, outputs / 16},
-                    {2 * rowBytes, rowBytes, 16 * rowBytes}, {kInner, 8, 2, kOutputs / 16},
+  return makeMap<4>(map, kMapType<Number>, task.weight, {inner, 8, 2, outputs / 16},
+                    {2 * rowBytes, rowBytes, 16 * rowBytes}, {kInner<Number>, 8, 2, kOutputs / 16},
                     CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
@@ -458,15 +530,59 @@ cudaError_t makeOutputMap(CUtensorMap& map, const LinearTask& task) {
 }
 
 template <int kRows>
+struct LaunchShape {
+  static constexpr int kBytes = sizeof(SharedMemoryPlan<kRows>);
+  static_assert(kBytes <= 227 * 1024);
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config{};
+
+  LaunchShape(int32_t splits, int64_t clusters, cudaStream_t stream) {
+    const auto blocks = static_cast<unsigned>(kPair * splits);
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {blocks, 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3(static_cast<unsigned>(clusters) * blocks);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = kBytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+  }
+  LaunchShape(const LaunchShape&) = delete;
+  LaunchShape& operator=(const LaunchShape&) = delete;
+};
+
+// Clusters that the device runs at a time: fewer than its processors hold, since a cluster does not
+// reach beyond a group of processors, and those differ in size. All tiles take a processor a block.
+int32_t clusterSlots(const DeviceTraits& device, int32_t splits) {
+  static std::array<std::atomic<int64_t>, kMostSplits + 1> known{};
+  const int64_t packed = known[splits].load(std::memory_order_relaxed);
+  if (packed >> 32 == device.processors) return static_cast<int32_t>(packed);
+  int slots = 0;
+  LaunchShape<256> shape(splits, device.processors, nullptr);
+  if (allowShared(multiply<Bf16, 256>, shape.kBytes) != cudaSuccess ||
+      cudaOccupancyMaxActiveClusters(&slots, multiply<Bf16, 256>, &shape.config) != cudaSuccess) {
+    cudaGetLastError();
+    slots = device.processors / (kPair * splits);
+  }
+  slots = std::max(slots, 1);
+  known[splits].store(int64_t{device.processors} << 32 | slots, std::memory_order_relaxed);
+  return slots;
+}
+
+template <class Number, int kRows>
 cudaError_t launch(const LinearTask& task, const DeviceTraits& device, const LinearTiling& tiling,
                    cudaStream_t stream) {
   const int32_t splits = tiling.splits;
   LinearWork work{};
   work.bias = task.bias;
+  work.inputScales = task.inputScales;
+  work.weightScales = task.weightScales;
   work.epilogue = task.epilogue;
   work.rows = static_cast<int32_t>(task.rows);
   work.outputs = task.outputs;
-  work.steps = static_cast<int32_t>(divideUp(task.inner, kInner));
+  work.steps = static_cast<int32_t>(divideUp(task.inner, kInner<Number>));
   work.splits = splits;
   work.outputPairs = static_cast<int32_t>(divideUp(task.outputs, kPair * kOutputs));
   work.rowTiles = static_cast<int32_t>(divideUp(task.rows, kRows));
@@ -476,61 +592,49 @@ cudaError_t launch(const LinearTask& task, const DeviceTraits& device, const Lin
 
   CUtensorMap weightMap, inputMap, outputMap;
   const auto inner = static_cast<cuuint64_t>(task.inner);
-  cudaError_t error = makeWeightMap(weightMap, task);
+  cudaError_t error = makeWeightMap<Number>(weightMap, task);
   if (error == cudaSuccess) {
-    error = makeMap<2>(inputMap, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, task.input,
-                       {inner, static_cast<cuuint64_t>(task.rows)}, {inner * 2},
-                       {kInner, kRows / kPair}, CU_TENSOR_MAP_SWIZZLE_128B);
+    error = makeMap<2>(inputMap, kMapType<Number>, task.input,
+                       {inner, static_cast<cuuint64_t>(task.rows)},
+                       {inner * kInnerBytes / kInner<Number>}, {kInner<Number>, kRows / kPair},
+                       CU_TENSOR_MAP_SWIZZLE_128B);
   }
   if (error == cudaSuccess) error = makeOutputMap(outputMap, task);
-  constexpr int kBytes = sizeof(SharedMemoryPlan<kRows>);
-  static_assert(kBytes <= 227 * 1024);
-  static_assert(Tile<kRows>::kSums * kGroups * kGroupThreads * 4 <=
-                Tile<kRows>::kStages * (Tile<kRows>::kWeightBytes + Tile<kRows>::kInputBytes));
-  if (error == cudaSuccess) error = allowShared(multiply<kRows>, kBytes);
+  if (error == cudaSuccess)
+    error = allowShared(multiply<Number, kRows>, LaunchShape<kRows>::kBytes);
   if (error != cudaSuccess) return error;
-
-  const int64_t clusters = splits > 1 ? units : std::min<int64_t>(units, device.processors / kPair);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(kPair * splits), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * kPair * splits));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, multiply<kRows>, work, weightMap, inputMap, outputMap);
+  const int64_t clusters =
+      splits > 1 ? units : std::min<int64_t>(units, clusterSlots(device, splits));
+  LaunchShape<kRows> shape(splits, clusters, stream);
+  return cudaLaunchKernelEx(&shape.config, multiply<Number, kRows>, work, weightMap, inputMap,
+                            outputMap);
 }
 
 }  // namespace
 
-// A stage takes its products, or the weight's way from memory where few tiles of rows share it; a
-// tile some more. Times are an H100's.
+// A stage takes its products or its copies from L2 (stageUs), or the weight's way from memory where
+// few tiles of rows share it; a tile some more. Times are an H100's.
 LinearTiling chooseTiling(const LinearTask& task, const DeviceTraits& device) {
   constexpr double kMemoryBytesPerUs = 2.9e6;
-  constexpr double kMostBytesPerUsAndBlock = 45e3;
-  constexpr double kTileUs = 2.5;
-  constexpr double kSplitUs = 2.0;
-  constexpr double kWeightBytes = kOutputs * kInner * 2;
+  constexpr double kTileUs = 3.0;
+  constexpr double kSplitUs = 3.0;
+  constexpr double kWeightBytes = kOutputs * kInnerBytes;
+  const int32_t inner = task.numbers == LinearNumbers::e4m3 ? kInner<E4m3> : kInner<Bf16>;
   constexpr int32_t kBandRows = 2048;
-  const auto steps = static_cast<int32_t>(divideUp(task.inner, kInner));
+  const auto steps = static_cast<int32_t>(divideUp(task.inner, inner));
   const int64_t outputPairs = divideUp(task.outputs, kPair * kOutputs);
   LinearTiling best{};
   double bestUs = std::numeric_limits<double>::infinity();
+  // Copies of rows beyond the last cost as much, so of equals the smaller tile is taken.
   for (const auto& [tileRows, stageUs] :
-       {std::pair{256, 0.69}, std::pair{192, 0.54}, std::pair{128, 0.40}, std::pair{64, 0.25}}) {
+       {std::pair{64, 0.24}, std::pair{128, 0.37}, std::pair{192, 0.47}, std::pair{256, 0.56}}) {
     const int32_t bandTiles = kBandRows / tileRows;
     const int64_t rowTiles = divideUp(task.rows, tileRows);
     const int64_t units = outputPairs * rowTiles;
-    for (const int32_t splits : {1, 2, 4}) {
-      if (splits > steps) break;
-      const int64_t blocks = kPair * splits;
-      const int64_t slots = std::max<int64_t>(1, device.processors / blocks);
-      const auto active = static_cast<double>(std::min(units, slots) * blocks);
-      const double memoryUs = std::max(kWeightBytes * active / kMemoryBytesPerUs,
-                                       kWeightBytes / kMostBytesPerUsAndBlock) /
+    for (int32_t splits = 1; splits <= std::min(kMostSplits, steps); ++splits) {
+      const int64_t slots = clusterSlots(device, splits);
+      const auto active = static_cast<double>(std::min(units, slots) * kPair * splits);
+      const double memoryUs = kWeightBytes * active / kMemoryBytesPerUs /
                               static_cast<double>(std::min<int64_t>(rowTiles, bandTiles));
       const double tileUs =
           static_cast<double>(divideUp(steps, splits)) * std::max(stageUs, memoryUs) + kTileUs;
@@ -547,18 +651,22 @@ LinearTiling chooseTiling(const LinearTask& task, const DeviceTraits& device) {
 
 cudaError_t launchLinearWgmma(const LinearTask& task, const DeviceTraits& device,
                               const LinearTiling& tiling, cudaStream_t stream) {
-  switch (tiling.tileRows) {
-    case 64:
-      return launch<64>(task, device, tiling, stream);
-    case 128:
-      return launch<128>(task, device, tiling, stream);
-    case 192:
-      return launch<192>(task, device, tiling, stream);
-    case 256:
-      return launch<256>(task, device, tiling, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  const auto withRows = [&]<class Number>() {
+    switch (tiling.tileRows) {
+      case 64:
+        return launch<Number, 64>(task, device, tiling, stream);
+      case 128:
+        return launch<Number, 128>(task, device, tiling, stream);
+      case 192:
+        return launch<Number, 192>(task, device, tiling, stream);
+      case 256:
+        return launch<Number, 256>(task, device, tiling, stream);
+      default:
+        return cudaErrorInvalidValue;
+    }
+  };
+  return task.numbers == LinearNumbers::e4m3 ? withRows.template operator()<E4m3>()
+                                             : withRows.template operator()<Bf16>();
 }
 
 }  // namespace longsight::cuda

@@ -39,6 +39,7 @@ LIMITS = {
     "product": (128, 1 << 10),
     "linear_sm90": (168, 0),
     "linear_sm80": (255, 0),
+    "to_e4m3": (64, 64),
     "bench_data": (64, 0),
     "linear_reference": (80, 8 << 10),
 }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench_data.h"
 #include "device_memory.h"
 #include "kernels/cuda/linear/linear_launch.h"
 #include "linear_reference.h"
@@ -37,17 +38,27 @@ double flop(const LinearTask& task) { return 2.0 * task.rows * task.inner * task
 // full of others.
 class Layer {
  public:
-  explicit Layer(int64_t rows) {
+  Layer(int64_t rows, LinearNumbers numbers) {
     for (const Shape& shape : kLayer) {
       const int64_t weights = int64_t{shape.outputs} * shape.inner;
       DeviceBuffer& input = add(rows * shape.inner * 2);
       DeviceBuffer& weight = add(weights * 2);
       DeviceBuffer& output = add(rows * shape.outputs * 4);
-      fillBf16(input.data(), rows * shape.inner, LinearData::real, 1);
-      fillBf16(weight.data(), weights, LinearData::real, 2);
+      const auto fill = numbers == LinearNumbers::e4m3 ? fillE4m3 : fillBf16;
+      fill(input.data(), rows * shape.inner, LinearData::real, 1);
+      fill(weight.data(), weights, LinearData::real, 2);
       fillF32(output.data(), rows * shape.outputs, LinearData::real, 3);
       tasks.push_back({input.data(), weight.data(), nullptr, output.data(), rows, shape.outputs,
                        shape.inner, shape.epilogue});
+      if (numbers == LinearNumbers::e4m3) {
+        DeviceBuffer& inputScales = add(rows * 4);
+        DeviceBuffer& weightScales = add(int64_t{shape.outputs} * 4);
+        fillScales(inputScales.data(), rows, LinearData::real, 4);
+        fillScales(weightScales.data(), shape.outputs, LinearData::real, 5);
+        tasks.back().numbers = numbers;
+        tasks.back().inputScales = static_cast<const float*>(inputScales.data());
+        tasks.back().weightScales = static_cast<const float*>(weightScales.data());
+      }
       workspaceBytes = std::max(workspaceBytes, linearWorkspaceBytes(tasks.back()));
     }
     workspace = &add(workspaceBytes);
@@ -79,12 +90,13 @@ class Layer {
 
 class Clock {
  public:
-  Clock() : flush_(int64_t{128} << 20) {
+  Clock() : flush_(int64_t{256} << 20), sink_(4096) {
     require(cudaEventCreate(&begin_), "event");
     require(cudaEventCreate(&end_), "event");
   }
   double once(const std::function<cudaError_t()>& work, bool flush) {
-    if (flush) flush_.poison();
+    // By reading: lines that were written would have to leave the cache during the run.
+    if (flush) readThrough(flush_.data(), flush_.bytes(), sink_.data());
     require(cudaEventRecord(begin_), "record");
     require(work(), "launch");
     require(cudaEventRecord(end_), "record");
@@ -102,7 +114,7 @@ class Clock {
   }
 
  private:
-  DeviceBuffer flush_;
+  DeviceBuffer flush_, sink_;
   cudaEvent_t begin_, end_;
 };
 
@@ -117,16 +129,18 @@ void benchTilings(Clock& clock, const Layer& layer, const DeviceTraits& device) 
     const LinearTiling chosen = chooseTiling(task, device);
     for (const int32_t tileRows : {64, 128, 192, 256}) {
       if (tileRows > 64 && tileRows / 2 >= task.rows) continue;
-      for (const int32_t splits : {1, 2, 4}) {
+      for (const int32_t splits : {1, 2, 3, 4}) {
         const bool many = task.rows > 1024;
         if (many && (splits > 1 || tileRows < 192)) continue;
         for (const int32_t bandRows : many ? std::vector{1024, 2048, 4096} : std::vector{2048}) {
           const LinearTiling tiling{tileRows, splits, std::max(1, bandRows / tileRows)};
           const bool taken = tiling.tileRows == chosen.tileRows && tiling.splits == chosen.splits &&
                              tiling.bandTiles == chosen.bandTiles;
-          print("tiling: " + std::to_string(task.rows) + " rows " + kLayer[i].name + " tile " +
-                    std::to_string(tileRows) + " splits " + std::to_string(splits) + " band " +
-                    std::to_string(tiling.bandTiles) + (taken ? " *" : ""),
+          print("tiling: " + std::to_string(task.rows) +
+                    (task.numbers == LinearNumbers::e4m3 ? " rows e4m3 " : " rows ") +
+                    kLayer[i].name + " tile " + std::to_string(tileRows) + " splits " +
+                    std::to_string(splits) + " band " + std::to_string(tiling.bandTiles) +
+                    (taken ? " *" : ""),
                 clock.median(5, [&] { return launchLinearWgmma(task, device, tiling, nullptr); }),
                 flop(task));
         }
@@ -135,14 +149,28 @@ void benchTilings(Clock& clock, const Layer& layer, const DeviceTraits& device) 
   }
 }
 
-void bench(int64_t rows, bool tilings) {
-  Layer layer(rows);
+void bench(int64_t rows, LinearNumbers numbers, bool tilings) {
+  Layer layer(rows, numbers);
   Clock clock;
   DeviceTraits device{};
   require(deviceTraits(device), "device");
-  const std::string prefix = std::to_string(rows) + " rows ";
+  const bool e4m3 = numbers == LinearNumbers::e4m3;
+  const std::string prefix = std::to_string(rows) + (e4m3 ? " rows e4m3 " : " rows ");
+  if (e4m3 && rows > 1024) {
+    const LinearTask& task = layer.tasks[3];
+    DeviceBuffer source(rows * task.inner * 2), scales(rows * 4);
+    const double ms = clock.median(7, [&] {
+      return launchToE4m3(source.data(), rows, task.inner, const_cast<void*>(task.input),
+                          static_cast<float*>(scales.data()), nullptr);
+    });
+    std::printf("%-66s %10.4f ms %8.1f GB/s\n", (prefix + "input of down from bf16").c_str(), ms,
+                static_cast<double>(rows) * task.inner * 3 / ms / 1e6);
+    fillE4m3(const_cast<void*>(task.input), rows * task.inner, LinearData::real, 1);
+  }
   for (const Path path : {Path::best, Path::mmaSync}) {
     if (path == Path::best && device.computeCapability != 90) continue;
+    // A Hopper has no such products by mma.sync.
+    if (path == Path::mmaSync && e4m3 && device.computeCapability == 90) continue;
     const std::string suffix = path == Path::best ? "" : ", mma.sync";
     for (size_t i = 0; i < layer.tasks.size(); ++i) {
       const LinearTask& task = layer.tasks[i];
@@ -166,7 +194,7 @@ void bench(int64_t rows, bool tilings) {
       if (i >= runs / 2) ms += once / (runs - runs / 2);
     }
     print(prefix + "32 layers in turns, sustained" + suffix, ms, kLayers * layer.totalFlop());
-    if (rows > 1024 && path == Path::best) {
+    if (rows > 1024 && path == Path::best && !e4m3) {
       // What the copy into the residual stream adds to plain products.
       LinearTask plain = layer.tasks[3];
       plain.epilogue = LinearEpilogue::storeBf16;
@@ -189,9 +217,19 @@ void bench(int64_t rows, bool tilings) {
 }  // namespace longsight::cuda::test
 
 int main(int argc, char** argv) {
+  using namespace longsight;
   const bool tilings = argc > 1 && std::strcmp(argv[1], "--tilings") == 0;
+  cuda::DeviceTraits device{};
+  if (cuda::deviceTraits(device) != cudaSuccess) {
+    std::printf("No CUDA device: linear layers were not timed.\n");
+    return 77;
+  }
   for (const int64_t rows : {16, 64, 200, 256, 8192, 16384}) {
-    longsight::cuda::test::bench(rows, tilings);
+    cuda::test::bench(rows, cuda::LinearNumbers::bf16, tilings);
+  }
+  if (device.computeCapability < 89) return 0;
+  for (const int64_t rows : {200, 8192, 16384}) {
+    cuda::test::bench(rows, cuda::LinearNumbers::e4m3, tilings);
   }
   return 0;
 }

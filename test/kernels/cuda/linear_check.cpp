@@ -2,10 +2,10 @@
 //   test_cuda_linear [--small] [--mma-sync] [--seed N]
 // --small: only what compute-sanitizer can run in reasonable time. --mma-sync: the general path
 // alone. Exit code 77: no device.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <random>
@@ -15,6 +15,7 @@
 #include "device_memory.h"
 #include "kernels/cuda/linear/linear_launch.h"
 #include "linear_reference.h"
+#include "numbers.h"
 
 namespace longsight::cuda::test {
 namespace {
@@ -69,15 +70,25 @@ struct Checker {
         (withBias ? " with bias" : "") + (data == LinearData::integers ? ", integers" : "");
     if (const std::string fault = validate(task); !fault.empty()) return fail(shape, fault);
 
-    DeviceBuffer input(task.rows * task.inner * 2);
-    DeviceBuffer weight(int64_t{task.outputs} * task.inner * 2);
+    const bool e4m3 = task.numbers == LinearNumbers::e4m3;
+    DeviceBuffer input(task.rows * task.inner * (e4m3 ? 1 : 2));
+    DeviceBuffer weight(int64_t{task.outputs} * task.inner * (e4m3 ? 1 : 2));
+    DeviceBuffer inputScales(e4m3 ? task.rows * 4 : 16);
+    DeviceBuffer weightScales(e4m3 ? int64_t{task.outputs} * 4 : 16);
     DeviceBuffer bias(withBias ? int64_t{task.outputs} * 4 : 16);
     DeviceBuffer output(results * elementBytes);
     DeviceBuffer again(results * elementBytes);
     std::unique_ptr<DeviceBuffer> before;
     DeviceBuffer workspace(std::max<int64_t>(16, linearWorkspaceBytes(task)));
-    fillBf16(input.data(), task.rows * task.inner, data, seed);
-    fillBf16(weight.data(), int64_t{task.outputs} * task.inner, data, seed + 1);
+    const auto fill = e4m3 ? fillE4m3 : fillBf16;
+    fill(input.data(), task.rows * task.inner, data, seed);
+    fill(weight.data(), int64_t{task.outputs} * task.inner, data, seed + 1);
+    if (e4m3) {
+      fillScales(inputScales.data(), task.rows, data, seed + 4);
+      fillScales(weightScales.data(), task.outputs, data, seed + 5);
+      task.inputScales = static_cast<const float*>(inputScales.data());
+      task.weightScales = static_cast<const float*>(weightScales.data());
+    }
     if (withBias) fillF32(bias.data(), task.outputs, data, seed + 2);
     if (adds) {
       before = std::make_unique<DeviceBuffer>(results * 4);
@@ -125,9 +136,38 @@ struct Checker {
           bytes != 0) {
         fail(name, std::to_string(bytes) + " bytes differ in a second run");
       }
-      for (const DeviceBuffer* buffer : {&input, &weight, &bias, &output, &again, &workspace}) {
+      for (const DeviceBuffer* buffer :
+           {&input, &weight, &inputScales, &weightScales, &bias, &output, &again, &workspace}) {
         if (!buffer->guardsIntact()) fail(name, "wrote beyond a buffer");
       }
+    }
+  }
+
+  // Rows of very different sizes, the first of zeros.
+  void checkToE4m3(int64_t rows, int32_t inner) {
+    ++cases;
+    DeviceBuffer source(rows * inner * 2), target(rows * inner), scales(rows * 4);
+    std::vector<uint16_t> values(static_cast<size_t>(rows * inner));
+    std::normal_distribution<float> normal;
+    for (int64_t row = 1; row < rows; ++row) {
+      const float size = std::exp2(normal(random) * 8);
+      for (int32_t i = 0; i < inner; ++i) values[row * inner + i] = toBf16(normal(random) * size);
+    }
+    source.write(0, values);
+    const std::string name = "to e4m3, " + std::to_string(rows) + " x " + std::to_string(inner);
+    cudaError_t error = launchToE4m3(source.data(), rows, inner, target.data(),
+                                     static_cast<float*>(scales.data()), nullptr);
+    if (error == cudaSuccess) error = cudaDeviceSynchronize();
+    if (error != cudaSuccess) return fail(name, cudaGetErrorString(error));
+    const Difference found = compareE4m3Rows(source.data(), rows, inner, target.data(),
+                                             static_cast<float*>(scales.data()));
+    if (found.wrong != 0) {
+      fail(name, std::to_string(found.wrong) + " values are wrong, such as row " +
+                     std::to_string(found.row) + ", " + std::to_string(found.output) + ": " +
+                     std::to_string(found.got) + " instead of " + std::to_string(found.expected));
+    }
+    for (const DeviceBuffer* buffer : {&source, &target, &scales}) {
+      if (!buffer->guardsIntact()) fail(name, "wrote beyond a buffer");
     }
   }
 
@@ -226,7 +266,7 @@ int run(int argc, char** argv) {
   const auto allWays = [&](int32_t inner) {
     std::vector<Way> ways = paths;
     for (const int32_t tileRows : {64, 128, 192, 256}) {
-      for (const int32_t splits : {1, 2, 4}) {
+      for (const int32_t splits : {1, 2, 3, 4}) {
         if (wgmma && splits <= (inner + 63) / 64) {
           ways.push_back({Path::best, LinearTiling{tileRows, splits, splits == 2 ? 3 : 8}});
         }
@@ -237,14 +277,22 @@ int run(int argc, char** argv) {
   const auto checkAll = [&](int64_t rows, int32_t inner, int32_t outputs, LinearData data) {
     for (const LinearEpilogue epilogue : kEpilogues) {
       if (epilogue == LinearEpilogue::swigluBf16 && outputs % 16 != 0) continue;
-      checker.check(shapeOf(rows, inner, outputs, epilogue), checker.random() % 2 == 0, data,
-                    allWays(inner));
+      LinearTask task = shapeOf(rows, inner, outputs, epilogue);
+      checker.check(task, checker.random() % 2 == 0, data, allWays(inner));
+      if (checker.device.computeCapability < 89 || inner % 16 != 0) continue;
+      task.numbers = LinearNumbers::e4m3;
+      // Sums of products of integers stay below the 14 bits of a Hopper.
+      checker.check(task, checker.random() % 2 == 0, inner <= 2048 ? data : LinearData::real,
+                    allWays(inner / 2));
     }
   };
   checkAll(1, 8, 8, LinearData::integers);
   checkAll(7, 64, 64, LinearData::integers);
   checkAll(129, 328, 208, LinearData::integers);
   checkAll(300, 72, 400, LinearData::real);
+  checkAll(35, 208, 96, LinearData::real);
+  checker.checkToE4m3(5, 16);
+  checker.checkToE4m3(67, 1040);
   if (small) {
     std::printf("%d cases, %d failures, worst error %.3f of what is allowed\n", checker.cases,
                 checker.failures, checker.worst);
@@ -274,6 +322,17 @@ int run(int argc, char** argv) {
     checker.check(shapeOf(rows, 14336, 4096, LinearEpilogue::addToF32), false, LinearData::real,
                   paths);
   }
+  if (checker.device.computeCapability >= 89) {
+    for (const int64_t rows : {200, 4096 + 3}) {
+      LinearTask task = shapeOf(rows, 4096, 28672, LinearEpilogue::swigluBf16);
+      task.numbers = LinearNumbers::e4m3;
+      checker.check(task, false, LinearData::real, paths);
+      task = shapeOf(rows, 14336, 4096, LinearEpilogue::addToF32);
+      task.numbers = LinearNumbers::e4m3;
+      checker.check(task, true, LinearData::real, paths);
+    }
+  }
+  checker.checkToE4m3(8192 + 1, 14336);
   checker.check(shapeOf(3, 4096, 128256, LinearEpilogue::storeF32), false, LinearData::real, paths);
   // More than 2^31 elements of the output, and of the input.
   checker.check(shapeOf(350'003, 64, 6144, LinearEpilogue::storeBf16), false, LinearData::integers,

@@ -1,4 +1,5 @@
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
 #include <algorithm>
 
@@ -32,6 +33,21 @@ __global__ void fill(T* target, int64_t count, LinearData data, uint64_t seed) {
   }
 }
 
+__global__ void scale(float* target, int64_t count, LinearData data, uint64_t seed) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const float value = drawn(i, data, seed);
+  target[i] = data == LinearData::integers ? exp2f(value) : 1.0f + value * 0.25f;
+}
+
+// Element `index` of the input or weight.
+__device__ double element(const LinearTask& task, const void* values, int64_t index) {
+  if (task.numbers == LinearNumbers::e4m3) {
+    return double(float(static_cast<const __nv_fp8_e4m3*>(values)[index]));
+  }
+  return double(float(static_cast<const __nv_bfloat16*>(values)[index]));
+}
+
 struct Sum {
   double value = 0;
   double magnitude = 0;
@@ -42,8 +58,7 @@ __global__ void compare(LinearTask task, const float* before, LinearData data, D
                         int64_t firstRow) {
   __shared__ double inputs[kTile][kTile + 1];
   __shared__ double weights[2][kTile][kTile + 1];
-  const auto* input = static_cast<const __nv_bfloat16*>(task.input);
-  const auto* weight = static_cast<const __nv_bfloat16*>(task.weight);
+  const bool scaled = task.numbers == LinearNumbers::e4m3;
   const bool swiglu = task.epilogue == LinearEpilogue::swigluBf16;
   const int results = swiglu ? task.outputs / 2 : task.outputs;
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
@@ -54,11 +69,12 @@ __global__ void compare(LinearTask task, const float* before, LinearData data, D
   for (int inner = 0; inner < task.inner; inner += kTile) {
     const bool valid = inner + x < task.inner;
     inputs[y][x] =
-        valid && row < task.rows ? double(float(input[row * task.inner + inner + x])) : 0.0;
+        valid && row < task.rows ? element(task, task.input, row * task.inner + inner + x) : 0.0;
     for (int part = 0; part < (swiglu ? 2 : 1); ++part) {
       const int64_t source = swiglu ? 2 * loaded + part : loaded;
-      weights[part][y][x] =
-          valid && loaded < results ? double(float(weight[source * task.inner + inner + x])) : 0.0;
+      weights[part][y][x] = valid && loaded < results
+                                ? element(task, task.weight, source * task.inner + inner + x)
+                                : 0.0;
     }
     __syncthreads();
     for (int part = 0; part < (swiglu ? 2 : 1); ++part) {
@@ -71,15 +87,22 @@ __global__ void compare(LinearTask task, const float* before, LinearData data, D
     __syncthreads();
   }
   if (row >= task.rows || result >= results) return;
-  // Of fp32 sums in any order; products of bf16 are exact.
+  // Of fp32 sums in any order; products are exact. A Hopper adds those of e4m3 with 14 bits.
+  const double unit = scaled ? 0x1p-12 : 0x1p-19;
   double allowed[2];
   for (int part = 0; part < (swiglu ? 2 : 1); ++part) {
+    if (scaled) {
+      const double scale =
+          double(task.inputScales[row]) * task.weightScales[swiglu ? 2 * result + part : result];
+      sums[part].value *= scale;
+      sums[part].magnitude *= scale;
+    }
     if (task.bias != nullptr) {
       const double bias = task.bias[swiglu ? 2 * result + part : result];
       sums[part].value += bias;
       sums[part].magnitude += fabs(bias);
     }
-    allowed[part] = data == LinearData::integers ? 0.0 : sums[part].magnitude * 0x1p-19;
+    allowed[part] = data == LinearData::integers ? 0.0 : sums[part].magnitude * unit;
   }
   const int64_t place = row * results + result;
   double expected = sums[0].value, got = 0, tolerance = allowed[0];
@@ -113,6 +136,37 @@ __global__ void compare(LinearTask task, const float* before, LinearData data, D
   }
 }
 
+// One block a row.
+__global__ void compareE4m3(const __nv_bfloat16* source, int32_t inner, const __nv_fp8_e4m3* target,
+                            const float* scales, Difference* found) {
+  __shared__ unsigned largestBits;
+  if (threadIdx.x == 0) largestBits = 0;
+  __syncthreads();
+  const int64_t row = blockIdx.x;
+  for (int i = threadIdx.x; i < inner; i += blockDim.x) {
+    atomicMax(&largestBits, __float_as_uint(fabsf(float(source[row * inner + i]))));
+  }
+  __syncthreads();
+  const double largest = __uint_as_float(largestBits);
+  const double scale = scales[row];
+  const double expectedScale = largest == 0 ? 1.0 : largest / 448;
+  const bool scaleWrong = !(fabs(scale - expectedScale) <= expectedScale * 0x1p-22);
+  for (int i = threadIdx.x; i < inner; i += blockDim.x) {
+    const double expected = float(source[row * inner + i]);
+    const double got = double(float(target[row * inner + i])) * scale;
+    // Half a unit of 3 bits, or of the smallest numbers, 2^-9; a little for the quotient in fp32.
+    const double tolerance = fmax(fabs(expected) * 0x1.01p-4, scale * 0x1.01p-10);
+    if (scaleWrong || !(fabs(got - expected) <= tolerance)) {
+      if (atomicAdd(reinterpret_cast<unsigned long long*>(&found->wrong), 1ULL) == 0) {
+        found->row = row;
+        found->output = i;
+        found->got = scaleWrong ? scale : got;
+        found->expected = scaleWrong ? expectedScale : expected;
+      }
+    }
+  }
+}
+
 __global__ void countBytes(const unsigned char* a, const unsigned char* b, int64_t bytes,
                            unsigned long long* different) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
@@ -132,6 +186,27 @@ void fillBf16(void* target, int64_t count, LinearData data, uint64_t seed) {
 void fillF32(void* target, int64_t count, LinearData data, uint64_t seed) {
   fill<<<2048, 256>>>(static_cast<float*>(target), count, data, seed);
   require(cudaGetLastError(), "fill");
+}
+
+void fillE4m3(void* target, int64_t count, LinearData data, uint64_t seed) {
+  fill<<<2048, 256>>>(static_cast<__nv_fp8_e4m3*>(target), count, data, seed);
+  require(cudaGetLastError(), "fill");
+}
+void fillScales(void* target, int64_t count, LinearData data, uint64_t seed) {
+  scale<<<static_cast<unsigned>((count + 255) / 256), 256>>>(static_cast<float*>(target), count,
+                                                             data, seed);
+  require(cudaGetLastError(), "fill");
+}
+
+Difference compareE4m3Rows(const void* source, int64_t rows, int32_t inner, const void* target,
+                           const float* scales) {
+  DeviceBuffer found(sizeof(Difference));
+  found.write(0, std::vector<Difference>(1));
+  compareE4m3<<<static_cast<unsigned>(rows), 256>>>(
+      static_cast<const __nv_bfloat16*>(source), inner, static_cast<const __nv_fp8_e4m3*>(target),
+      scales, static_cast<Difference*>(found.data()));
+  require(cudaGetLastError(), "compare");
+  return found.read<Difference>(0, 1)[0];
 }
 
 Difference compareWithDouble(const LinearTask& task, const float* before, LinearData data) {

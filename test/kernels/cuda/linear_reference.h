@@ -12,6 +12,9 @@ namespace longsight::cuda::test {
 enum class LinearData { real, integers };
 
 void fillBf16(void* target, int64_t count, LinearData data, uint64_t seed);
+void fillE4m3(void* target, int64_t count, LinearData data, uint64_t seed);
+// 0.5 to 1.5, or powers of two.
+void fillScales(void* target, int64_t count, LinearData data, uint64_t seed);
 void fillF32(void* target, int64_t count, LinearData data, uint64_t seed);
 
 struct Difference {
@@ -28,6 +31,10 @@ struct Difference {
 
 // Compares task.output. `before`: what addToF32 was added to, otherwise not read.
 Difference compareWithDouble(const LinearTask& task, const float* before, LinearData data);
+
+// Checks what launchToE4m3() made of the rows: the scales, and values as near as e4m3 can be.
+Difference compareE4m3Rows(const void* source, int64_t rows, int32_t inner, const void* target,
+                           const float* scales);
 
 // Bytes that differ.
 int64_t countDifferent(const void* a, const void* b, int64_t bytes);
