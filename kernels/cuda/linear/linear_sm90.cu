@@ -10,100 +10,18 @@
 #include <array>
 #include <atomic>
 #include <limits>
-#include <type_traits>
 #include <utility>
 
-#include "device/cluster.cuh"
 #include "device/dependent_launch.cuh"
-#include "device/mbarrier.cuh"
 #include "device/tma.cuh"
-#include "device/wgmma_e4m3_sm90.cuh"
 #include "device/wgmma_wide_sm90.cuh"
-#include "linear/linear_launch.h"
-#include "linear/swiglu.cuh"
+#include "linear/write_sums_sm90.cuh"
 
 namespace longsight::cuda {
 namespace {
 
-constexpr int kOutputs = 128;
-// Blocks of a cluster that share the input.
-constexpr int kPair = 2;
-// Of the inner dimension; a cluster has at most 8 blocks.
-constexpr int32_t kMostSplits = 4;
-// Of a stage's rows of the inner dimension, one swizzle; of one product.
-constexpr int kInnerBytes = 128;
-constexpr int kProductBytes = 32;
-template <class Number>
-constexpr int kInner = std::is_same_v<Number, E4m3> ? kInnerBytes : kInnerBytes / 2;
-constexpr int kProducerThreads = 128;
-constexpr int kGroupThreads = 128;
-constexpr int kGroups = 2;
-constexpr int kConsumers = kGroups * kGroupThreads;
-constexpr int kThreads = kProducerThreads + kConsumers;
-constexpr int kProducerRegisters = 40;
-constexpr int kConsumerRegisters = 232;
-// Rows that a warpgroup stages at a time for the copy to global memory, and rows of one copy.
-constexpr int kChunkRows = 32;
-constexpr int kBoxRows = 16;
-constexpr int kChunkBytes = kChunkRows * 64 * 4;
-
-template <int kRows>
-struct Tile {
-  static constexpr int kStages = kRows > 128 ? 4 : kRows > 64 ? 6 : 8;
-  static constexpr int kWeightBytes = kOutputs * kInnerBytes;
-  static constexpr int kInputBytes = kRows * kInnerBytes;
-  static constexpr int kAllBytes = kStages * (kWeightBytes + kInputBytes);
-  // Of one consumer thread.
-  static constexpr int kSums = kRows / 2;
-};
-
-template <int kRows>
-struct SharedMemoryPlan {
-  using T = Tile<kRows>;
-  alignas(1024) unsigned char weight[T::kStages][T::kWeightBytes];
-  alignas(1024) unsigned char input[T::kStages][T::kInputBytes];
-  alignas(1024) unsigned char chunks[kGroups][2][kChunkBytes];
-  // full: one arrival, of the producer, and the bytes of both copies.
-  // empty: an arrival of each consumer warp of both blocks that the stage's copies reach.
-  uint64_t full[T::kStages];
-  uint64_t empty[T::kStages];
-
-  // Split tiles: their sums, when all stages are read.
-  __device__ float4* partialSums() { return reinterpret_cast<float4*>(weight); }
-};
-
-struct LinearWork {
-  const float* bias;
-  // Of e4m3 alone.
-  const float* inputScales;
-  const float* weightScales;
-  LinearEpilogue epilogue;
-  int32_t rows;
-  int32_t outputs;
-  int32_t steps;   // stages of the inner dimension
-  int32_t splits;  // of it, over blocks of a cluster
-  int32_t outputPairs;
-  int32_t rowTiles;
-  // Tiles of rows that are taken together, for all outputs, before the next ones are.
-  int32_t bandTiles;
-};
-
 __device__ __forceinline__ void prefetchNear(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
-}
-
-// The part of a tile that a block multiplies.
-struct TilePart {
-  int32_t output0;
-  int32_t rowTile;
-};
-
-__device__ TilePart findTile(const LinearWork& work, int32_t unit, int32_t pairIndex) {
-  const int32_t bandUnits = work.bandTiles * work.outputPairs;
-  const int32_t band = unit / bandUnits;
-  const int32_t inBand = unit % bandUnits;
-  const int32_t width = min(work.bandTiles, work.rowTiles - band * work.bandTiles);
-  return {(inBand / width * kPair + pairIndex) * kOutputs, band * work.bandTiles + inBand % width};
 }
 
 // Position in a ring of stages; a fresh one is at the first stage's first use.
@@ -159,154 +77,6 @@ __device__ void produce(SharedMemoryPlan<kRows>& shared, const LinearWork& work,
       }
       copyBoxToBlocks(sharedAddress(shared.input[ring.stage]) + half * kInnerBytes, &inputMap, full,
                       pairBlocks, step * kInner<Number>, tile.rowTile * kRows + half);
-    }
-  }
-}
-
-// What a consumer warpgroup needs to write its sums.
-struct Writer {
-  uint32_t chunks;
-  int group;
-  int thread;  // of the warpgroup
-  int written = 0;
-
-  __device__ int lane() const { return thread % 32; }
-  __device__ int warp() const { return thread / 32; }
-
-  // Has `fill` write a chunk to shared memory, then `send` copy it, called by one thread.
-  template <class Fill, class Send>
-  __device__ void write(Fill fill, Send send) {
-    const uint32_t chunk = chunks + (written++ & 1) * kChunkBytes;
-    if (thread == 0) storeWaitRead<1>();
-    namedBarrierSync(1 + group, kGroupThreads);
-    fill(chunk);
-    fenceAsyncProxy();
-    namedBarrierSync(1 + group, kGroupThreads);
-    if (thread == 0) {
-      send(chunk);
-      storeCommit();
-    }
-  }
-};
-
-// Stores values[0], values[4], ... at `address` and every 1024 bytes from there.
-template <int kCount>
-__device__ __forceinline__ void storeColumn(uint32_t address, const float* values) {
-  static_assert(kCount == 4);
-  asm volatile(
-      "st.shared.f32 [%0], %1;\n"
-      "st.shared.f32 [%0 + 1024], %2;\n"
-      "st.shared.f32 [%0 + 2048], %3;\n"
-      "st.shared.f32 [%0 + 3072], %4;" ::"r"(address),
-      "f"(values[0]), "f"(values[4]), "f"(values[8]), "f"(values[12])
-      : "memory");
-}
-
-// Writes the sums of `count` rows from row0 on (a multiple of kBoxRows) and 64 outputs from output0
-// on; sums as wgmma leaves them, outputs being its rows.
-template <class Number, int kSums>
-__device__ void writeSums(Writer& writer, const LinearWork& work, const CUtensorMap& outputMap,
-                          float (&sums)[kSums], int32_t output0, int32_t row0, int32_t count) {
-  const int lane = writer.lane();
-  const int warp = writer.warp();
-  const bool swiglu = work.epilogue == LinearEpilogue::swigluBf16;
-  // With SwiGLU the rows of the weight came as 8 of the gate, then 8 of the up projection.
-  const int32_t firstOutput = output0 + warp * 16 + (swiglu ? lane / 4 * 2 : lane / 4);
-  const int32_t outputs[2] = {firstOutput, firstOutput + (swiglu ? 1 : 8)};
-  float bias[2] = {0.0f, 0.0f};
-  float weightScales[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (outputs[half] >= work.outputs) continue;
-    if (work.bias != nullptr) bias[half] = work.bias[outputs[half]];
-    if constexpr (std::is_same_v<Number, E4m3>)
-      weightScales[half] = work.weightScales[outputs[half]];
-  }
-  count = min(count, work.rows - row0);
-#pragma unroll
-  for (int base = 0; base < kSums; base += kChunkRows / 2) {
-    const int32_t chunkRow = base * 2;
-    if (chunkRow >= count) break;
-    float(&part)[kChunkRows / 2] = reinterpret_cast<float(&)[kChunkRows / 2]>(sums[base]);
-    if constexpr (std::is_same_v<Number, E4m3>) {
-#pragma unroll
-      for (int i = 0; i < kChunkRows / 4; ++i) {
-        const int32_t row = row0 + chunkRow + i / 2 * 8 + lane % 4 * 2 + i % 2;
-        const float scale = work.inputScales[min(row, work.rows - 1)];
-        part[i / 2 * 4 + i % 2] *= weightScales[0] * scale;
-        part[i / 2 * 4 + i % 2 + 2] *= weightScales[1] * scale;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kChunkRows / 2; ++i) part[i] += bias[i % 4 / 2];
-    const auto eachBox = [&](auto send) {
-#pragma unroll
-      for (int box = 0; box < kChunkRows; box += kBoxRows) {
-        if (chunkRow + box < count) send(box, row0 + chunkRow + box);
-      }
-    };
-    if (swiglu) {
-      writer.write(
-          [&](uint32_t chunk) {
-            uint32_t packed[kChunkRows / 8];
-#pragma unroll
-            for (int j = 0; j < kChunkRows / 8; ++j) {
-              packed[j] = packPair<Bf16>(swiglu1(part[4 * j], part[4 * j + 2]),
-                                         swiglu1(part[4 * j + 1], part[4 * j + 3]));
-            }
-            storeMatrix4Transposed(chunk + swizzledOffset<64>(lane, warp), packed[0], packed[1],
-                                   packed[2], packed[3]);
-          },
-          [&](uint32_t chunk) {
-            eachBox([&](int box, int32_t row) {
-              storeBox(&outputMap, chunk + box * 64, output0 / 2, row);
-            });
-          });
-    } else if (work.epilogue == LinearEpilogue::storeBf16) {
-      writer.write(
-          [&](uint32_t chunk) {
-#pragma unroll
-            for (int j = 0; j < kChunkRows / 8; j += 2) {
-              const int row = (j + lane / 16) * 8 + lane % 8;
-              storeMatrix4Transposed(chunk + swizzledOffset<128>(row, warp * 2 + lane / 8 % 2),
-                                     packPair<Bf16>(part[4 * j], part[4 * j + 1]),
-                                     packPair<Bf16>(part[4 * j + 2], part[4 * j + 3]),
-                                     packPair<Bf16>(part[4 * j + 4], part[4 * j + 5]),
-                                     packPair<Bf16>(part[4 * j + 6], part[4 * j + 7]));
-            }
-          },
-          [&](uint32_t chunk) {
-            eachBox([&](int box, int32_t row) {
-              storeBox(&outputMap, chunk + box * 128, output0, row);
-            });
-          });
-    } else {
-      // Two boxes of 32 outputs beside each other.
-      writer.write(
-          [&](uint32_t chunk) {
-            // Neither 8 outputs nor a row further change more than bits 5 and 4 of the swizzle.
-            const int output = warp % 2 * 16 + lane / 4;
-            const uint32_t place = chunk + warp / 2 * (kChunkRows * 128) + output % 4 * 4 +
-                                   swizzledOffset<128>(lane % 4 * 2, output / 4);
-#pragma unroll
-            for (int corner = 0; corner < 4; ++corner) {
-              storeColumn<kChunkRows / 8>(
-                  (place ^ (corner / 2 * 32 + corner % 2 * 16)) + corner % 2 * 128, part + corner);
-            }
-          },
-          [&](uint32_t chunk) {
-            eachBox([&](int box, int32_t row) {
-#pragma unroll
-              for (int side = 0; side < 2; ++side) {
-                const uint32_t source = chunk + side * (kChunkRows * 128) + box * 128;
-                if (work.epilogue == LinearEpilogue::addToF32) {
-                  addBox(&outputMap, source, output0 + side * 32, row);
-                } else {
-                  storeBox(&outputMap, source, output0 + side * 32, row);
-                }
-              }
-            });
-          });
     }
   }
 }
