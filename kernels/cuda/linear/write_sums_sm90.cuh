@@ -1,5 +1,5 @@
-// From the sums of wgmma to the output of a linear layer: scaled, with the bias, through SwiGLU, and
-// copied or added to global memory by TMA while the next tile is multiplied.
+// From the sums of wgmma to the output of a linear layer: scaled, with the bias, through SwiGLU,
+// and copied or added to global memory by TMA while the next tile is multiplied.
 #pragma once
 
 #include "device/cluster.cuh"
