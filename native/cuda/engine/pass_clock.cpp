@@ -11,7 +11,7 @@ constexpr auto kSleep = std::chrono::microseconds(100);
 // With one unit of kUnitMs that was predicted at half its time, a cancel takes under 250 ms.
 constexpr double kMostAheadMs = 110;
 // Shorter pieces tell more about their start than about their speed.
-constexpr float kLeastMeasuredMs = 0.5f;
+constexpr float kLeastMeasuredMs = 2.0f;
 // How far the newest measurement moves a prediction.
 constexpr double kNewest = 0.5;
 
@@ -35,6 +35,15 @@ void waitFor(cudaEvent_t event, Progress& progress, double shareDone) {
     progress.poll(shareDone);
     std::this_thread::sleep_for(kSleep);
   }
+}
+
+PassClock::PassClock(cudaStream_t stream, size_t marks) : stream_(stream) {
+  for (size_t i = 0; i < marks; ++i) spare_.emplace_back(cudaEventDefault);
+}
+
+void PassClock::forget() {
+  totals_ = {};
+  msPerWork_ = {};
 }
 
 Event PassClock::takeEvent() {
@@ -64,10 +73,11 @@ void PassClock::count(Mark& mark) {
   float ms = 0;
   check(cudaEventElapsedTime(&ms, last_, mark.event), "Reading the clock");
   totals_[static_cast<size_t>(mark.part)] += ms;
-  if (mark.work > 0 && ms >= kLeastMeasuredMs) {
-    double& rate = msPerWork_[static_cast<size_t>(mark.part)];
-    rate += kNewest * (ms / mark.work - rate);
-  }
+  double& rate = msPerWork_[static_cast<size_t>(mark.part)];
+  const double measured = mark.work > 0 ? ms / mark.work : 0;
+  // Even a short piece shows that its kind of work can be as fast as it was.
+  if (mark.work > 0 && (ms >= kLeastMeasuredMs || measured < rate))
+    rate += kNewest * (measured - rate);
   aheadMs_ -= mark.predictedMs;
   shareDone_ += mark.share;
   std::swap(last_, mark.event);

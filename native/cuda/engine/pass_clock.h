@@ -36,7 +36,8 @@ void waitFor(cudaEvent_t event, Progress& progress, double shareDone);
 
 class PassClock {
  public:
-  explicit PassClock(cudaStream_t stream) : stream_(stream) {}
+  // Events are made for so many marks ahead: making one while the device works waits for it.
+  PassClock(cudaStream_t stream, size_t marks);
 
   // Starts a pass on the stream.
   void begin(Progress& progress);
@@ -62,6 +63,8 @@ class PassClock {
   using Totals = std::array<double, kParts>;
   const Totals& totals() const { return totals_; }
   void setTotals(const Totals& totals) { totals_ = totals; }
+  // All that was measured.
+  void forget();
 
  private:
   struct Mark {

@@ -16,6 +16,8 @@ constexpr int64_t kProbeRows = 2048;
 // Of the first pass: so many rows of each kind, of which the sparse ones have remote columns.
 constexpr int64_t kWarmRows = 256;
 constexpr int32_t kWarmStride = 8;
+// Of a pass that is enqueued whole.
+constexpr size_t kMarksOfLayer = 20;
 
 SessionPlan planOn(Model& model, const LsSessionDesc& desc) {
   use(model.device());
@@ -55,20 +57,20 @@ Session::Session(Model& model, const LsSessionDesc& desc)
       scratch_(plan_.scratch.bytes),
       step_(plan_.step.bytes),
       transfer_(stream_),
-      clock_(stream_) {
+      clock_(stream_, kMarksOfLayer * static_cast<size_t>(model.shape().layers)) {
   rope_.frequencies = nullptr;
   transfer_.toDevice(step_.data() + plan_.step.frequencies, desc.rope.frequencies,
                      static_cast<uint64_t>(desc.rope.rotatedDims / 2) * sizeof(double));
   check(cudaMemsetAsync(step_.data() + plan_.step.productWorkspace, 0,
                         plan_.step.productWorkspaceBytes, stream_),
         "Clearing the workspace");
+  warmUp(desc.params);
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, model.device()),
         "Reading the GPU's properties");
   const double msPerFlop = 1e3 / (kFlopPerProcessor * processors);
   clock_.expect(Part::linear, msPerFlop);
   clock_.expect(Part::stage3, kPairFlop * model.shape().headDim * msPerFlop);
-  warmUp(desc.params);
 }
 
 void Session::warmUp(const LsAttentionParams& params) {
@@ -98,7 +100,8 @@ void Session::warmUp(const LsAttentionParams& params) {
   forward(request);
   step(end - 1, tokens.data(), 1, logits.data());
   truncate(0);
-  clock_.setTotals({});
+  // The clock has learned how long it takes to load kernels.
+  clock_.forget();
   stepMs_ = 0;
 }
 

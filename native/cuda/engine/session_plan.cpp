@@ -16,6 +16,8 @@ namespace {
 constexpr std::array<int64_t, 3> kChunkRows = {32768, 16384, 8192};
 constexpr int64_t kMostRows = int64_t{1} << 30;
 constexpr int32_t kMostHeadDim = 256;
+// Of one head; with more tiles there are blocks enough without splitting columns.
+constexpr int64_t kMostSplitTiles = 64;
 
 uint64_t bytesOf(int64_t count, int64_t each) { return static_cast<uint64_t>(count * each); }
 
@@ -42,18 +44,30 @@ std::vector<Segment> lastSegments(const LsSessionDesc& desc, int64_t rows) {
   return segments;
 }
 
-uint64_t attentionBytes(const KvPlan& kv, const LsSessionDesc& desc, int64_t rows) {
-  const std::vector<Segment> segments = lastSegments(desc, rows);
+int64_t attentionBytes(const KvPlan& kv, const LsSessionDesc& desc,
+                       std::span<const Segment> segments) {
   const Chunk chunk{segments, kv.shape, sparseOptions(desc.params, nullptr)};
   if (std::string fault = validate(chunk); !fault.empty()) throw invalid(fault + ".");
-  return static_cast<uint64_t>(workspaceBytes(chunk));
+  return workspaceBytes(chunk);
+}
+
+uint64_t mostAttentionBytes(const KvPlan& kv, const LsSessionDesc& desc, int64_t rows) {
+  int64_t most = attentionBytes(kv, desc, lastSegments(desc, rows));
+  // Few dense rows, as a question is: their columns are split.
+  Segment few;
+  few.end = desc.capacityRows;
+  for (int64_t tiles = 1; tiles <= kMostSplitTiles; ++tiles) {
+    few.begin = std::max<int64_t>(0, few.end - tiles * kTileRows);
+    most = std::max(most, attentionBytes(kv, desc, {&few, 1}));
+  }
+  return static_cast<uint64_t>(most);
 }
 
 SessionPlan planFor(const ModelPlan& model, const LsSessionDesc& desc, int64_t chunkRows) {
   SessionPlan plan;
   plan.kv = planKv(model.shape, desc);
   const int64_t rows = std::min(roundRows(chunkRows), plan.kv.capacityRows);
-  plan.scratch = planScratch(model, rows, attentionBytes(plan.kv, desc, rows));
+  plan.scratch = planScratch(model, rows, mostAttentionBytes(plan.kv, desc, rows));
   plan.step = planStep(model, plan.kv);
   return plan;
 }
@@ -147,7 +161,7 @@ StepPlan planStep(const ModelPlan& model, const KvPlan& kv) {
   plan.projected = layout.place(bytesOf(kRows, shape.projectedWidth() * 4));
   plan.queries = layout.place(bytesOf(kRows, shape.queryWidth() * 2));
   plan.attention = layout.place(bytesOf(kRows, shape.queryWidth() * 2));
-  plan.hidden = layout.place(bytesOf(kRows, shape.feedForward * int64_t{4}));
+  plan.hidden = layout.place(bytesOf(kRows, shape.feedForward * int64_t{2}));
   plan.blockOutput = layout.place(bytesOf(kRows, shape.embedding * int64_t{4}));
   plan.logits = layout.place(bytesOf(kRows, roundRows(shape.vocabulary) * 4));
 

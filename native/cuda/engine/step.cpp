@@ -172,13 +172,15 @@ void Session::enqueueStep(int32_t count) {
     widen.input = residual;
     widen.normWeights = model_.norm(index, LS_NORM_FEED_FORWARD);
     widen.normEpsilon = shape.normEpsilon;
-    widen.epilogue = ProductEpilogue::swigluF32;
-    widen.parts[0].out = stepPart<float>(plan.hidden);
+    // The next product rounds its input anyway.
+    widen.epilogue = ProductEpilogue::swigluBf16;
+    widen.parts[0].out = stepPart<char>(plan.hidden);
     widen.parts[0].outStride = shape.feedForward;
     launchStepProduct(widen);
 
     ProductTask narrow = productOf(index, Product::down, count);
-    narrow.input = stepPart<float>(plan.hidden);
+    narrow.inputType = ProductInput::bf16;
+    narrow.input = stepPart<char>(plan.hidden);
     addStepProduct(index, Product::down, narrow);
   }
 
