@@ -27,6 +27,17 @@ __device__ __forceinline__ __half2 asHalf2(uint32_t bits) {
 __device__ __forceinline__ __half2 bothHalves(float value) {
   return __half2half2(__float2half_rn(value));
 }
+// (bits & mask) | raised in one instruction: with two constants the compiler makes it two.
+__device__ __forceinline__ uint32_t maskAndRaise(uint32_t bits, uint32_t mask, uint32_t raised) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(bits), "r"(mask), "r"(raised));
+  return result;
+}
+// A constant that stays in a register.
+__device__ __forceinline__ uint32_t registerOf(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 __device__ __forceinline__ uint32_t wordOf(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
@@ -69,7 +80,10 @@ struct BlockReader {
   __half2 factor[2][F::kScales == Scales::eightBit ? 2 : 1];
   __half2 offset[2];
 
-  __device__ __forceinline__ BlockReader(const char* unit, int lane) : unit(unit), lane(lane) {}
+  uint32_t raised;
+
+  __device__ __forceinline__ BlockReader(const char* unit, int lane)
+      : unit(unit), lane(lane), raised(registerOf(0x64006400u)) {}
 
   __device__ __forceinline__ void loadHalf(int half) {
 #pragma unroll
@@ -179,16 +193,16 @@ struct BlockReader {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t shifted = word >> (8 * i);
-        uint32_t even = (shifted & 0x000F000Fu) | 0x64006400u;
-        uint32_t odd = (shifted & 0x00F000F0u) | 0x64006400u;
+        uint32_t even = maskAndRaise(shifted, 0x000F000Fu, raised);
+        uint32_t odd = maskAndRaise(shifted, 0x00F000F0u, raised);
         if constexpr (F::kUpperBits > 0) {
           const int twoPairs = piece * 2 + i;
           const uint32_t bits = upper[rowHalf][F::kUpperBits == 1 ? 0 : twoPairs / 4];
           // Bit of the first of the two pairs, which has to come to bit 4.
           const int at = upperShift<F>(4 * twoPairs);
           const uint32_t moved = at <= 4 ? bits << (4 - at) : bits >> (at - 4);
-          even |= moved & (F::kUpperBits == 1 ? 0x00100010u : 0x00300030u);
-          odd |= moved & (F::kUpperBits == 1 ? 0x01000100u : 0x03000300u);
+          even = maskAndRaise(moved, F::kUpperBits == 1 ? 0x00100010u : 0x00300030u, even);
+          odd = maskAndRaise(moved, F::kUpperBits == 1 ? 0x01000100u : 0x03000300u, odd);
         }
         pairs[2 * i] = asBits(scaled(__hadd2(asHalf2(even), less), rowHalf, piece));
         pairs[2 * i + 1] =

@@ -8,8 +8,8 @@
 // order. Splits are combined by the block that comes last, in one order too.
 //
 // Codes become fp16 in registers (11 bits; a factor of 16 keeps small weights normal). Activations
-// become fp16 with a power of two for each row, which takes its largest value to 2^13, or bf16
-// beside weights of BF16 and F32. Sums are f32.
+// become fp16 too, or bf16 beside weights of BF16 and F32. The factor of the norm comes in at the
+// end, so that the input is looked at once. Sums are f32.
 #include <algorithm>
 
 #include "weights/fragments.cuh"
@@ -28,7 +28,7 @@ struct PartArguments {
   int64_t outStride;
 };
 
-struct ProductArguments {
+struct alignas(16) ProductArguments {
   PartArguments parts[kMaxProductParts];
   int32_t partCount;
   int32_t rows;
@@ -110,8 +110,11 @@ struct UnitCursor {
   }
   __device__ __forceinline__ void startBatch(const BlockWork& work, int warp) {
     const int units = tilesOfBatch(work) * work.unitCount;
-    const int begin = warp * units / kProductWarps;
-    left = (warp + 1) * units / kProductWarps - begin;
+    // Warps with units follow each other without a gap.
+    const int begin = units < kProductWarps ? min(warp, units) : warp * units / kProductWarps;
+    const int end =
+        units < kProductWarps ? min(warp + 1, units) : (warp + 1) * units / kProductWarps;
+    left = end - begin;
     tile = batch + begin / work.unitCount;
     unit = begin % work.unitCount;
   }
@@ -155,13 +158,13 @@ __device__ __forceinline__ void loadInput8(const ProductArguments& arguments, in
   }
 }
 
-__device__ __forceinline__ void multiplyByNorm(const ProductArguments& arguments, int column,
-                                               float (&values)[8]) {
+__device__ __forceinline__ void loadNorm8(const ProductArguments& arguments, int column,
+                                          float (&norms)[8]) {
   const auto* weights = reinterpret_cast<const float4*>(arguments.normWeights + column);
   const float4 a = __ldg(weights), b = __ldg(weights + 1);
   const float all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] *= all[i];
+  for (int i = 0; i < 8; ++i) norms[i] = all[i];
 }
 
 // Byte offset, in a row of the input in shared memory, of the 8 columns 32 t + 8 piece of a block
@@ -170,131 +173,121 @@ __device__ __forceinline__ int inputOffset(int row, int block, int t, int piece)
   return block * 256 + t * 64 + (piece ^ (t >> 1) ^ ((row & 1) << 1)) * 16;
 }
 
-struct InputScratch {
-  float squares[kProductWarps];
-  float largest[kProductWarps];
+// What the warps of a block tell each other, besides the rings and sums.
+struct BlockScratch {
+  // Of each row of the input, by warp.
+  float squares[kMaxProductRows][kProductWarps];
   // What a sum with this row is multiplied by.
   float outScale[kMaxProductRows];
+  // Of each tile of a batch, the warps that have sums of it; two batches take turns.
+  uint8_t firstWarp[2][kMaxBatchTiles];
+  uint8_t lastWarp[2][kMaxBatchTiles];
+  // Of tiles that are combined, whether the other splits are there.
+  bool lastOfTile[kProductThreads];
 };
 
-// Columns [begin, end) of all rows of the input, normalised, into shared memory; zeros beyond the
-// matrix. Each row is the work of 8, 4, 2 or 1 warps.
-template <class Operand, int kWarpsPerRow>
-__device__ __noinline__ void stageInput(const ProductArguments& arguments, int begin, int end,
-                                        float weightScale, char* target, InputScratch& scratch) {
-  constexpr int kLanes = 32 * kWarpsPerRow;
-  constexpr int kKept = 4;  // pieces that a lane keeps from the first pass to the second
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row = warp / kWarpsPerRow;
-  const int first = (warp % kWarpsPerRow * 32 + lane) * 8;
-  const bool active = row < arguments.rows;
-  const bool norm = arguments.normWeights != nullptr;
-  // The mean square is of all columns, the rest of those of the split.
-  const int from = norm ? 0 : begin;
-  const int to = norm ? arguments.columns : min(end, arguments.columns);
+// Activations are multiplied by this on their way to fp16: what exceeds 500,000 is cut off there,
+// and what is below 0.0005 loses digits.
+template <class Operand>
+inline constexpr float kInputScale = std::is_same_v<Operand, F16> ? 0.125f : 1.0f;
 
-  float kept[kKept][8];
-  float squares = 0.0f, largest = 0.0f;
-  const auto measure = [&](int column, float(&values)[8]) {
-    loadInput8(arguments, row, column, values);
-    if (norm) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) squares += values[i] * values[i];
-      multiplyByNorm(arguments, column, values);
-    }
-    if (column >= begin && column < end) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(values[i]));
-    }
-  };
-  if (active) {
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const int column = from + first + k * kLanes * 8;
-      if (column < to) measure(column, kept[k]);
-    }
-#pragma unroll 4
-    for (int column = from + first + kKept * kLanes * 8; column < to; column += kLanes * 8) {
-      float values[8];
-      measure(column, values);
-    }
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    squares += __shfl_xor_sync(~0u, squares, step);
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-  }
-  if (lane == 0) {
-    scratch.squares[warp] = squares;
-    scratch.largest[warp] = largest;
-  }
-  __syncthreads();
-  if (!active) return;
-  squares = largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kWarpsPerRow; ++i) {
-    squares += scratch.squares[row * kWarpsPerRow + i];
-    largest = fmaxf(largest, scratch.largest[row * kWarpsPerRow + i]);
-  }
-  float factor =
-      norm ? rsqrtf(squares / static_cast<float>(arguments.columns) + arguments.normEpsilon) : 1.0f;
-  float outScale = 1.0f / weightScale;
+template <class Operand>
+__device__ __forceinline__ uint32_t packInput(float low, float high) {
+  uint32_t pair = packPair<Operand>(low * kInputScale<Operand>, high * kInputScale<Operand>);
   if constexpr (std::is_same_v<Operand, F16>) {
-    // 2^(13 - exponent of the largest), within what f32 holds.
-    const int exponent = static_cast<int>(__float_as_uint(largest * factor) >> 23);
-    const int scaleExponent = largest == 0.0f ? 127 : min(max(267 - exponent, 1), 253);
-    factor *= __uint_as_float(static_cast<uint32_t>(scaleExponent) << 23);
-    outScale *= __uint_as_float(static_cast<uint32_t>(254 - scaleExponent) << 23);
+    const __half2 most = __half2half2(__ushort_as_half(0x7BFF));
+    pair = asBits(__hmax2_nan(__hmin2_nan(asHalf2(pair), most), __hneg2(most)));
   }
-  if (first == 0) scratch.outScale[row] = outScale;
+  return pair;
+}
 
-  char* rowTarget = target + row * arguments.inputRowBytes;
-  const auto store = [&](int column, const float(&v)[8]) {
-    const int piece = (column - begin) / 8;
-    const uint4 packed = make_uint4(packPair<Operand>(v[0] * factor, v[1] * factor),
-                                    packPair<Operand>(v[2] * factor, v[3] * factor),
-                                    packPair<Operand>(v[4] * factor, v[5] * factor),
-                                    packPair<Operand>(v[6] * factor, v[7] * factor));
-    *reinterpret_cast<uint4*>(rowTarget + inputOffset(row, piece / 16, piece / 4 % 4, piece % 4)) =
-        packed;
-  };
+// Waits for the launch before, then brings columns [begin, end) of all rows of the input, times the
+// weights of the norm, into shared memory, with zeros beyond the matrix, and the rows' squares. A
+// thread has the same columns of kRows rows at a time, and all its loads go out together: this is a
+// wait for the level-2 cache before anything can be multiplied.
+template <class Operand, int kRows>
+__device__ __noinline__ void stageInput(const ProductArguments& arguments, int begin, int end,
+                                        char* target, BlockScratch& scratch) {
+  constexpr int kPieces = kRows == 4 ? 1 : 2;
+  constexpr int kStep = 8 * kProductThreads;
+  const bool norm = arguments.normWeights != nullptr;
+  // The mean square is of all columns.
+  const int from = norm ? 0 : begin;
+  const int columns = arguments.columns;
+  const int to = norm ? max(columns, end) : end;
+  const int first = from + static_cast<int>(threadIdx.x) * 8;
+  for (int firstRow = 0; firstRow < arguments.rows; firstRow += kRows) {
+    float squares[kRows] = {};
+    for (int start = first; start < to || start == first; start += kPieces * kStep) {
+      float norms[kPieces][8];
 #pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    const int column = from + first + k * kLanes * 8;
-    if (column < to && column >= begin && column < end) store(column, kept[k]);
-  }
-  const int storedEnd = min(end, arguments.columns);
-#pragma unroll 4
-  for (int column = from + first + kKept * kLanes * 8; column < storedEnd; column += kLanes * 8) {
-    if (column < begin) continue;
-    float values[8];
-    loadInput8(arguments, row, column, values);
-    if (norm) multiplyByNorm(arguments, column, values);
-    store(column, values);
-  }
-  const float zeros[8] = {};
-  for (int column = arguments.columns + first; column < end; column += kLanes * 8) {
-    store(column, zeros);
+      for (int k = 0; k < kPieces; ++k) {
+        if (norm) loadNorm8(arguments, min(start + k * kStep, columns - 8), norms[k]);
+      }
+      if (firstRow == 0 && start == first) waitForLaunchBefore();
+      float values[kRows][kPieces][8];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) {
+          loadInput8(arguments, min(firstRow + r, arguments.rows - 1),
+                     min(start + k * kStep, columns - 8), values[r][k]);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int row = firstRow + r;
+#pragma unroll
+        for (int k = 0; k < kPieces; ++k) {
+          const int column = start + k * kStep;
+          float(&v)[8] = values[r][k];
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            v[i] = column < columns ? v[i] : 0.0f;
+            squares[r] += v[i] * v[i];
+            if (norm) v[i] *= norms[k][i];
+          }
+          if (column >= begin && column < end && row < arguments.rows) {
+            const int piece = (column - begin) / 8;
+            *reinterpret_cast<uint4*>(target + row * arguments.inputRowBytes +
+                                      inputOffset(row, piece / 16, piece / 4 % 4, piece % 4)) =
+                make_uint4(packInput<Operand>(v[0], v[1]), packInput<Operand>(v[2], v[3]),
+                           packInput<Operand>(v[4], v[5]), packInput<Operand>(v[6], v[7]));
+          }
+        }
+      }
+    }
+    if (!norm) continue;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) {
+        squares[r] += __shfl_xor_sync(~0u, squares[r], step);
+      }
+      if (threadIdx.x % 32 == 0 && firstRow + r < arguments.rows) {
+        scratch.squares[firstRow + r][threadIdx.x / 32] = squares[r];
+      }
+    }
   }
 }
 
-// One output, with its bias, to where it belongs. All lanes of a warp call it, neighbours with
-// neighbouring rows of the matrix.
-__device__ __forceinline__ void storeOutput(const ProductArguments& arguments,
-                                            const PartArguments& part, int matrixRow, int row,
-                                            float value, bool valid) {
-  valid = valid && matrixRow < part.source.rows;
-  if (valid && part.bias != nullptr) value += part.bias[matrixRow];
-  const bool gated = arguments.epilogue == ProductEpilogue::swigluF32 ||
-                     arguments.epilogue == ProductEpilogue::swigluBf16;
-  const float up = __shfl_down_sync(~0u, value, 1);
-  int64_t index = row * part.outStride + matrixRow;
-  if (gated) {
-    valid = valid && matrixRow % 2 == 0;
-    index = row * part.outStride + matrixRow / 2;
-    value = value / (1.0f + __expf(-value)) * up;
+// After the squares are there: the factors of the rows.
+template <class Operand>
+__device__ __forceinline__ void computeOutScale(const ProductArguments& arguments, int row,
+                                                float weightScale, BlockScratch& scratch) {
+  float factor = 1.0f / (weightScale * kInputScale<Operand>);
+  if (arguments.normWeights != nullptr) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kProductWarps; ++i) squares += scratch.squares[row][i];
+    factor *= rsqrtf(squares / static_cast<float>(arguments.columns) + arguments.normEpsilon);
   }
-  if (!valid) return;
+  scratch.outScale[row] = factor;
+}
+
+// One output to where it belongs.
+__device__ __forceinline__ void storeOutput(const ProductArguments& arguments,
+                                            const PartArguments& part, int64_t index, float value) {
   switch (arguments.epilogue) {
     case ProductEpilogue::addF32:
       value += __ldcg(static_cast<float*>(part.out) + index);
@@ -309,78 +302,123 @@ __device__ __forceinline__ void storeOutput(const ProductArguments& arguments,
   }
 }
 
-// Sums of the warps for the tiles of a batch, in the order of the columns. Slot of (tile of the
-// batch, warp) is their sum: the shares of the warps follow each other, so it occurs once.
-__device__ __forceinline__ float sumOfWarps(const float* sums, int rows, int tile, int units,
-                                            int unitCount, int offset) {
-  const int firstUnit = tile * unitCount, lastUnit = firstUnit + unitCount - 1;
-  const int firstWarp = (kProductWarps * (firstUnit + 1) - 1) / units;
-  const int lastWarp = (kProductWarps * (lastUnit + 1) - 1) / units;
-  float sum = 0.0f;
-  for (int warp = firstWarp; warp <= lastWarp; ++warp) {
-    if (warp * units / kProductWarps == (warp + 1) * units / kProductWarps) continue;
-    sum += sums[(tile + warp) * kTileRows * rows + offset];
+// Four neighbouring rows of the matrix, with their bias.
+__device__ __forceinline__ void storeOutputs(const ProductArguments& arguments,
+                                             const PartArguments& part, int matrixRow, int row,
+                                             float4 sums) {
+  float values[4] = {sums.x, sums.y, sums.z, sums.w};
+  if (part.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (matrixRow + i < part.source.rows) values[i] += __ldg(part.bias + matrixRow + i);
+    }
   }
-  return sum;
+  const bool gated = arguments.epilogue == ProductEpilogue::swigluF32 ||
+                     arguments.epilogue == ProductEpilogue::swigluBf16;
+  const int64_t first = row * part.outStride + (gated ? matrixRow / 2 : matrixRow);
+  if (gated) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      if (matrixRow + i >= part.source.rows) return;
+      const float gate = values[i];
+      storeOutput(arguments, part, first + i / 2, gate / (1.0f + __expf(-gate)) * values[i + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (matrixRow + i < part.source.rows) storeOutput(arguments, part, first + i, values[i]);
+    }
+  }
 }
 
-// The outputs of a batch, after all warps have stored their sums. All threads.
-__device__ __noinline__ void finishBatch(const ProductArguments& arguments,
-                                         const PartArguments& part, BlockWork work, int split,
-                                         int batch, int tiles, const float* sums,
-                                         const InputScratch& scratch) {
-  __shared__ bool lastOfTile[kMaxBatchTiles];
-  const PartPlan& plan = part.plan;
-  const int rows = arguments.rows;
-  const int perTile = kTileRows * rows;
-  const int outputs = tiles * perTile;
-  const int rounded = (outputs + 31) / 32 * 32;
-  float* partials = arguments.partials + plan.firstPartial;
-  for (int index = threadIdx.x; index < rounded; index += kProductThreads) {
-    const bool valid = index < outputs;
-    const int tile = valid ? index / perTile : 0;
-    const int offset = valid ? index % perTile : 0;
-    const int row = offset / kTileRows;
-    const float value =
-        sumOfWarps(sums, rows, tile, tiles * work.unitCount, work.unitCount, offset) *
-        scratch.outScale[row];
-    if (plan.splits == 1) {
-      storeOutput(arguments, part, (batch + tile) * kTileRows + offset % kTileRows, row, value,
-                  valid);
-    } else if (valid) {
-      partials[(int64_t{batch + tile} * plan.splits + split) * perTile + offset] = value;
-    }
-  }
-  if (plan.splits == 1) return;
+__device__ __forceinline__ void addTo(float4& sum, const float4& value) {
+  sum.x += value.x;
+  sum.y += value.y;
+  sum.z += value.z;
+  sum.w += value.w;
+}
 
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x < tiles) {
-    uint32_t* counter = arguments.counters + plan.firstCounter + batch + threadIdx.x;
-    const bool last = atomicAdd(counter, 1u) == static_cast<uint32_t>(plan.splits - 1);
-    if (last) *counter = 0;
-    lastOfTile[threadIdx.x] = last;
-    __threadfence();
-  }
-  __syncthreads();
-  for (int index = threadIdx.x; index < rounded; index += kProductThreads) {
-    const int tile = min(index / perTile, tiles - 1);
-    const bool valid = index < outputs && lastOfTile[tile];
-    const int offset = index % perTile;
-    float value = 0.0f;
-    if (valid) {
-      const float* first = partials + int64_t{batch + tile} * plan.splits * perTile + offset;
-      for (int i = 0; i < plan.splits; ++i) value += __ldcg(first + int64_t{i} * perTile);
+// Sums of a tile, rows filled up to a power of two: index = tile << shift | row << 4 | row of the
+// tile. A thread has four at a time.
+__device__ __forceinline__ int outputShift(int rows) {
+  return rows == 1 ? 4 : rows == 2 ? 5 : rows <= 4 ? 6 : 7;
+}
+
+// Where the sums of a warp for a tile of a batch lie: the shares of the warps follow each other, so
+// tile + warp occurs once. Two batches take turns.
+__device__ __forceinline__ float* sumsOf(const ProductArguments& arguments, char* shared,
+                                         int batchTiles, int turn, int tile, int warp, int shift) {
+  return reinterpret_cast<float*>(shared + arguments.sumsOffset) +
+         ((turn * (batchTiles + kProductWarps) + tile + warp) << shift);
+}
+
+// The outputs of a batch, after all warps have stored their sums: done, or left for the block that
+// combines the splits. All threads.
+__device__ __noinline__ void finishBatch(const ProductArguments& arguments,
+                                         const PartArguments& part, int split, int batch, int tiles,
+                                         int turn, char* shared, const BlockScratch& scratch) {
+  const int shift = outputShift(arguments.rows);
+  auto* partials = reinterpret_cast<float4*>(arguments.partials + part.plan.firstPartial);
+  for (int index = threadIdx.x; index < tiles << (shift - 2); index += kProductThreads) {
+    const int tile = index >> (shift - 2);
+    const int offset = index << 2 & ((1 << shift) - 1);
+    const int row = offset / kTileRows;
+    if (row >= arguments.rows) continue;
+    const int first = scratch.firstWarp[turn][tile], last = scratch.lastWarp[turn][tile];
+    const float* slot =
+        sumsOf(arguments, shared, part.plan.batchTiles, turn, tile, first, shift) + offset;
+    float4 sum = {};
+    for (int warp = first; warp <= last; ++warp, slot += 1 << shift) {
+      addTo(sum, *reinterpret_cast<const float4*>(slot));
     }
-    storeOutput(arguments, part, (batch + tile) * kTileRows + offset % kTileRows,
-                offset / kTileRows, value, valid);
+    const float scale = scratch.outScale[row];
+    sum = make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
+    if (part.plan.splits == 1) {
+      storeOutputs(arguments, part, (batch + tile) * kTileRows + offset % kTileRows, row, sum);
+    } else {
+      partials[(((int64_t{batch + tile} * part.plan.splits + split) << shift) + offset) / 4] = sum;
+    }
+  }
+}
+
+// For each tile of the block, if the other splits of it are there: their sum. All threads.
+__device__ __noinline__ void combineSplits(const ProductArguments& arguments,
+                                           const PartArguments& part, int tileBegin, int tileEnd,
+                                           BlockScratch& scratch) {
+  const PartPlan& plan = part.plan;
+  const int shift = outputShift(arguments.rows);
+  const auto* partials = reinterpret_cast<const float4*>(arguments.partials + plan.firstPartial);
+  __threadfence();
+  for (int begin = tileBegin; begin < tileEnd; begin += kProductThreads) {
+    __syncthreads();
+    const int tiles = min(kProductThreads, tileEnd - begin);
+    if (static_cast<int>(threadIdx.x) < tiles) {
+      uint32_t* counter = arguments.counters + plan.firstCounter + begin + threadIdx.x;
+      const bool last = atomicAdd(counter, 1u) == static_cast<uint32_t>(plan.splits - 1);
+      if (last) *counter = 0;
+      scratch.lastOfTile[threadIdx.x] = last;
+      __threadfence();
+    }
+    __syncthreads();
+    for (int index = threadIdx.x; index < tiles << (shift - 2); index += kProductThreads) {
+      const int tile = index >> (shift - 2);
+      const int offset = index << 2 & ((1 << shift) - 1);
+      const int row = offset / kTileRows;
+      if (row >= arguments.rows || !scratch.lastOfTile[tile]) continue;
+      const float4* first =
+          partials + (((int64_t{begin + tile} * plan.splits) << shift) + offset) / 4;
+      float4 sum = {};
+#pragma unroll 4
+      for (int i = 0; i < plan.splits; ++i) addTo(sum, __ldcg(first + (i << (shift - 2))));
+      storeOutputs(arguments, part, (begin + tile) * kTileRows + offset % kTileRows, row, sum);
+    }
   }
 }
 
 template <int32_t kType>
 __device__ __forceinline__ void runPart(const ProductArguments& arguments,
                                         const PartArguments& part, char* shared,
-                                        InputScratch& scratch) {
+                                        BlockScratch& scratch) {
   using Reader = UnitReader<kType>;
   using Operand = typename Reader::Operand;
   const PartPlan& plan = part.plan;
@@ -419,38 +457,33 @@ __device__ __forceinline__ void runPart(const ProductArguments& arguments,
     const int row = work.tileBegin * kTileRows + static_cast<int>(threadIdx.x) * 32;
     if (row < min(work.tileEnd * kTileRows, part.source.rows)) prefetchToL2(part.bias + row);
   }
-  waitForLaunchBefore();
 
   char* input = shared + arguments.inputOffset;
   const int firstColumn = blockBegin * Reader::kBlockColumns;
   const int endColumn = blockEnd * Reader::kBlockColumns;
-  const auto stage = [&]<int kWarpsPerRow>() {
-    stageInput<Operand, kWarpsPerRow>(arguments, firstColumn, endColumn, Reader::kScale, input,
-                                      scratch);
-  };
   if (arguments.rows == 1) {
-    stage.template operator()<8>();
+    stageInput<Operand, 1>(arguments, firstColumn, endColumn, input, scratch);
   } else if (arguments.rows == 2) {
-    stage.template operator()<4>();
-  } else if (arguments.rows <= 4) {
-    stage.template operator()<2>();
+    stageInput<Operand, 2>(arguments, firstColumn, endColumn, input, scratch);
   } else {
-    stage.template operator()<1>();
+    stageInput<Operand, 4>(arguments, firstColumn, endColumn, input, scratch);
   }
   __syncthreads();
+  // Not earlier, or the weights of the next launch would queue before this input.
+  letNextLaunchBegin();
+  if (static_cast<int>(threadIdx.x) < arguments.rows) {
+    computeOutScale<Operand>(arguments, threadIdx.x, Reader::kScale, scratch);
+  }
 
   const int rows = arguments.rows;
   const int t = lane % 4;
   // Lanes beyond the rows read the last one; their sums are not stored.
   const int inputRow = min(lane / 4, rows - 1);
   const char* laneInput = input + inputRow * arguments.inputRowBytes;
-  const int slotFloats = kTileRows * rows;
-  float* sums = reinterpret_cast<float*>(shared + arguments.sumsOffset);
-  float* nextSums = sums + (work.batchTiles + kProductWarps) * slotFloats;
+  const int shift = outputShift(rows);
   UnitCursor cursor(work, warp);
   int consumed = 0, filled = stages - 1;
-  while (true) {
-    const int tiles = cursor.tilesOfBatch(work);
+  for (int turn = 0;; turn ^= 1) {
     float sum[2][4] = {};
     while (cursor.left > 0) {
       waitForStage(stages - 2);
@@ -471,10 +504,14 @@ __device__ __forceinline__ void runPart(const ProductArguments& arguments,
         mma16x8x16<Operand>(sum[0], {upper[0], lower[0], upper[1], lower[1]}, x.x, x.y);
         mma16x8x16<Operand>(sum[1], {upper[2], lower[2], upper[3], lower[3]}, x.z, x.w);
       }
-      const int tile = cursor.tile;
+      const int tile = cursor.tile - cursor.batch;
+      if (lane == 0 && cursor.unit == 0) scratch.firstWarp[turn][tile] = static_cast<uint8_t>(warp);
       cursor.next(work);
       if (cursor.unit == 0 || cursor.left == 0) {
-        float* slot = sums + (tile - cursor.batch + warp) * slotFloats + lane / 4;
+        if (lane == 0 && cursor.unit == 0)
+          scratch.lastWarp[turn][tile] = static_cast<uint8_t>(warp);
+        float* slot =
+            sumsOf(arguments, shared, work.batchTiles, turn, tile, warp, shift) + lane / 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int row = 2 * t + i;
@@ -487,21 +524,28 @@ __device__ __forceinline__ void runPart(const ProductArguments& arguments,
       }
     }
     __syncthreads();
-    finishBatch(arguments, part, work, split, cursor.batch, tiles, sums, scratch);
+    finishBatch(arguments, part, split, cursor.batch, cursor.tilesOfBatch(work), turn, shared,
+                scratch);
     if (cursor.batch + work.batchTiles >= work.tileEnd) break;
     cursor.batch += work.batchTiles;
     cursor.startBatch(work, warp);
-    float* used = sums;
-    sums = nextSums;
-    nextSums = used;
   }
+  if (plan.splits > 1) combineSplits(arguments, part, work.tileBegin, work.tileEnd, scratch);
 }
 
 __global__ __launch_bounds__(kProductThreads, 2) void multiplyFewRows(
-    const __grid_constant__ ProductArguments arguments) {
+    const __grid_constant__ ProductArguments constants) {
   extern __shared__ __align__(128) char shared[];
-  __shared__ InputScratch scratch;
-  letNextLaunchBegin();
+  __shared__ BlockScratch scratch;
+  // The first look at a constant takes long; all of them at once, while the launch before runs.
+  __shared__ uint4 copy[sizeof(ProductArguments) / 16];
+  static_assert(sizeof(ProductArguments) % 16 == 0 &&
+                sizeof(ProductArguments) / 16 <= kProductThreads);
+  if (threadIdx.x < sizeof(ProductArguments) / 16) {
+    copy[threadIdx.x] = reinterpret_cast<const uint4*>(&constants)[threadIdx.x];
+  }
+  __syncthreads();
+  const auto& arguments = *reinterpret_cast<const ProductArguments*>(copy);
   int i = 0;
   while (i + 1 < arguments.partCount &&
          static_cast<int>(blockIdx.x) >= arguments.parts[i + 1].plan.firstCta) {
@@ -624,7 +668,12 @@ cudaError_t launchProduct(const ProductTask& task, void* workspace, cudaStream_t
   arguments.partials = reinterpret_cast<float*>(static_cast<char*>(workspace) + kCounterBytes);
 
   error = cudaFuncSetAttribute(multiplyFewRows, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               device.sharedBytes);
+                               device.sharedBytesAlone);
+  // So that the blocks of two launches fit beside each other.
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(multiplyFewRows, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+  }
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;

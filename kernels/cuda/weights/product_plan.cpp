@@ -1,6 +1,7 @@
 #include "weights/product_plan.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "weights/matrix_layout.h"
 
@@ -31,9 +32,15 @@ PartShape shapeOf(const DeviceMatrix& matrix) {
   return shape;
 }
 
+// Rows as the sums have them, a power of two.
+int32_t paddedRows(int32_t rows) {
+  return static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(rows)));
+}
+
 // Two buffers; the slots of a batch are one a tile and one a warp (product.cu).
 int32_t sumsBytes(int32_t batchTiles, int32_t rows) {
-  return 2 * (batchTiles + kProductWarps) * kTileRows * rows * static_cast<int32_t>(sizeof(float));
+  return 2 * (batchTiles + kProductWarps) * kTileRows * paddedRows(rows) *
+         static_cast<int32_t>(sizeof(float));
 }
 
 constexpr int32_t kMaxSumsBytes = 16 << 10;
@@ -58,9 +65,8 @@ struct Split {
 
 // The best number of splits for a part on `ctas` blocks.
 Split bestSplit(const PartShape& shape, int32_t rows, int32_t ctas, int32_t inputBudget) {
-  // What combining costs: a way to the level-2 cache and back, about 1.5 us of one block's share of
-  // the bandwidth, and the sums themselves.
-  constexpr double kCombineBytes = 24 << 10;
+  // What combining costs: about 3 us of one block's share of the bandwidth, and the sums.
+  constexpr double kCombineBytes = 64 << 10;
   Split best;
   bool found = false;
   const auto most = static_cast<int32_t>(
@@ -101,69 +107,90 @@ cudaError_t productDevice(ProductDevice& device) {
   if (error == cudaSuccess) error = attribute(&major, cudaDevAttrComputeCapabilityMajor);
   if (error != cudaSuccess) return error;
   device.overlaps = major >= 9;
-  const int half = perProcessor / 2 - reserved;
-  device.sharedBytes = half >= (80 << 10) ? half : optIn;
+  // The kernel has some static shared memory besides.
+  constexpr int kStaticBytes = 2 << 10;
+  device.sharedBytesAlone = optIn - kStaticBytes;
+  device.sharedBytes =
+      std::min(device.sharedBytesAlone, perProcessor / 2 - reserved - kStaticBytes);
   return cudaSuccess;
 }
 
-ProductPlan planProduct(const ProductTask& task, const ProductDevice& device) {
+namespace {
+
+// Blocks and splits of the parts with a budget of shared memory, and what they cost.
+struct Sharing {
+  int32_t sharedBytes = 0;
+  int32_t ctas[kMaxProductParts] = {};
+  Split splits[kMaxProductParts];
+  double cost = 0.0;
+};
+
+Sharing shareOut(const ProductTask& task, const PartShape* shapes, int32_t processors,
+                 int32_t sharedBytes) {
   const int32_t parts = task.partCount, rows = task.rows;
-  PartShape shapes[kMaxProductParts];
   double bytes[kMaxProductParts] = {};
   double allBytes = 0.0;
   int32_t ring = 0;
   for (int32_t i = 0; i < parts; ++i) {
-    shapes[i] = shapeOf(task.parts[i].matrix);
     const PartShape& shape = shapes[i];
     bytes[i] = static_cast<double>(shape.tiles * shape.columnBlocks * shape.unitsPerBlock) *
                shape.unitBytes;
     allBytes += bytes[i];
     ring = std::max(ring, minRingBytes(shape));
   }
-  const int32_t batch = maxBatchTiles(rows);
-  const int32_t inputBudget = device.sharedBytes - ring - sumsBytes(batch, rows) - 1024;
+  const int32_t inputBudget = sharedBytes - ring - sumsBytes(maxBatchTiles(rows), rows);
 
-  // Blocks in proportion to the bytes, then moved to the slowest part while that helps.
-  int32_t ctas[kMaxProductParts] = {};
-  int32_t left = device.processors;
+  // In proportion to the bytes, then moved to the slowest part while that helps.
+  Sharing best;
+  best.sharedBytes = sharedBytes;
+  int32_t left = processors;
   for (int32_t i = 0; i < parts; ++i) {
-    const int32_t others = parts - 1 - i;
-    ctas[i] = i == parts - 1
-                  ? left
-                  : std::clamp(static_cast<int32_t>(device.processors * bytes[i] / allBytes + 0.5),
-                               1, left - others);
-    left -= ctas[i];
+    const auto share = static_cast<int32_t>(processors * bytes[i] / allBytes + 0.5);
+    best.ctas[i] = i == parts - 1 ? left : std::clamp(share, 1, left - (parts - 1 - i));
+    left -= best.ctas[i];
   }
-  Split splits[kMaxProductParts];
-  const auto evaluate = [&](const int32_t* count) {
-    double slowest = 0.0;
+  const auto evaluate = [&](Sharing& sharing) {
+    sharing.cost = 0.0;
     for (int32_t i = 0; i < parts; ++i) {
-      splits[i] = bestSplit(shapes[i], rows, count[i], inputBudget);
-      slowest = std::max(slowest, splits[i].cost);
+      sharing.splits[i] = bestSplit(shapes[i], rows, sharing.ctas[i], inputBudget);
+      sharing.cost = std::max(sharing.cost, sharing.splits[i].cost);
     }
-    return slowest;
   };
-  double cost = evaluate(ctas);
+  evaluate(best);
   for (bool improved = parts > 1; improved;) {
     improved = false;
     for (int32_t from = 0; from < parts && !improved; ++from) {
       for (int32_t to = 0; to < parts && !improved; ++to) {
-        for (int32_t count = 1; count <= 8 && count < ctas[from] && from != to; ++count) {
-          int32_t moved[kMaxProductParts];
-          std::copy_n(ctas, kMaxProductParts, moved);
-          moved[from] -= count;
-          moved[to] += count;
-          const double now = evaluate(moved);
-          if (now >= cost) continue;
-          cost = now;
-          std::copy_n(moved, kMaxProductParts, ctas);
+        for (int32_t count = 1; count <= 8 && count < best.ctas[from] && from != to; ++count) {
+          Sharing moved = best;
+          moved.ctas[from] -= count;
+          moved.ctas[to] += count;
+          evaluate(moved);
+          if (moved.cost >= best.cost) continue;
+          best = moved;
           improved = true;
           break;
         }
       }
     }
   }
-  evaluate(ctas);
+  return best;
+}
+
+}  // namespace
+
+ProductPlan planProduct(const ProductTask& task, const ProductDevice& device) {
+  const int32_t parts = task.partCount, rows = task.rows;
+  PartShape shapes[kMaxProductParts];
+  for (int32_t i = 0; i < parts; ++i) shapes[i] = shapeOf(task.parts[i].matrix);
+  // What it costs that the next launch has no room: about 2 us.
+  constexpr double kAloneBytes = 40 << 10;
+  Sharing sharing = shareOut(task, shapes, device.processors, device.sharedBytes);
+  const Sharing alone = shareOut(task, shapes, device.processors, device.sharedBytesAlone);
+  if (alone.cost + kAloneBytes < sharing.cost) sharing = alone;
+  const int32_t* ctas = sharing.ctas;
+  const Split* splits = sharing.splits;
+  const int32_t batch = maxBatchTiles(rows);
 
   ProductPlan plan;
   int32_t usedBatch = 1;
@@ -188,13 +215,13 @@ ProductPlan planProduct(const ProductTask& task, const ProductDevice& device) {
       part.firstCounter = static_cast<int32_t>(counters);
       part.firstPartial = partials;
       counters += shape.tiles;
-      partials += shape.tiles * part.splits * rows * kTileRows;
+      partials += shape.tiles * part.splits * paddedRows(rows) * kTileRows;
     }
   }
   plan.inputRowBytes = static_cast<int32_t>(inputBytes);
   const int32_t behindRing = plan.inputRowBytes * rows + sumsBytes(usedBatch, rows);
   // The rings get what is left.
-  const int32_t ringBytes = std::max(device.sharedBytes - behindRing - 1024, 0);
+  const int32_t ringBytes = std::max(sharing.sharedBytes - behindRing, 0);
   int32_t usedRing = 0;
   for (int32_t i = 0; i < parts; ++i) {
     PartPlan& part = plan.parts[i];

@@ -21,8 +21,9 @@ inline constexpr int64_t kCounterBytes = 128 << 10;
 struct ProductDevice {
   int32_t processors = 0;
   // Shared memory that a block may take so that the block of the next launch, which begins to read
-  // its weights early, has room beside it; where that is little, all that a block can have.
+  // its weights early, has room beside it; and without that.
   int32_t sharedBytes = 0;
+  int32_t sharedBytesAlone = 0;
   // Programmatic dependent launch exists (sm_90).
   bool overlaps = false;
 };
@@ -41,7 +42,7 @@ struct PartPlan {
   int32_t stages = 0;
   int32_t batchTiles = 0;
   // In the workspace, when splits > 1: first of one uint32 a tile; behind the counters first of the
-  // floats [tile][split][rows][16].
+  // floats [tile][split][rows, a power of two][16].
   int32_t firstCounter = 0;
   int64_t firstPartial = 0;
 };

@@ -452,7 +452,7 @@ void checkFill(int32_t type, int64_t rows, int64_t columns) {
   const double deviation = std::sqrt(squares / count * static_cast<double>(columns));
   const double mean = sum / count * std::sqrt(static_cast<double>(columns));
   if (!(deviation > 0.85 && deviation < 1.15)) fault = "deviation " + numberText(deviation);
-  if (!(std::abs(mean) < 0.02)) fault = "mean " + numberText(mean);
+  if (!(std::abs(mean) < 0.06)) fault = "mean " + numberText(mean);
   report(std::string("fill ") + weightFormat(type).name + ", deviation " + numberText(deviation),
          fault);
 }
@@ -532,9 +532,9 @@ int run(bool small, uint64_t seed) {
     product({{type}, {50}, columnsOf(format, 1), 0, storeBf16, true, true});
     product({{type}, {130}, columnsOf(format, 2), 0, swigluBf16, false, false, true});
     product({{type}, {46}, columnsOf(format, 2), 0, swigluF32, true, true});
-    product({{type}, {333}, columnsOf(format, 1), 0, addF32, false, true, true, 1e4f});
+    product({{type}, {333}, columnsOf(format, 1), 0, addF32, false, true, true, 100.0f});
     if (small) continue;
-    product({{type}, {576}, 1536, 1, addF32, false, false, true, 1e-4f});
+    product({{type}, {576}, 1536, 1, addF32, false, false, true, 1e-3f});
     product({{type}, {2100}, 4096, 1, storeF32, true});
     product({{type}, {1024}, 4096, 8, storeF32, true});
     product({{type}, {512}, 14336, 8, addF32, false, false, true, 100.0f});
