@@ -11,6 +11,7 @@
 #include "kernels/cpu/attention/kernels.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu/linear/linear.h"
+#include "model/synthetic.h"
 #include "session/machine.h"
 
 namespace longsight {
@@ -52,6 +53,22 @@ Napi::Value openModel(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value findCudaDevices(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] { return toJs(env, cudaDevices(CudaLibrary::get())); });
+}
+
+Napi::Value openSynthetic(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const std::string name = stringArgument(info, 0, "name");
+    const Napi::Object options = objectArgument(info, 1, "options");
+    return NativeModel::create(
+        env, std::make_shared<Model>(syntheticSpec(name, stringField(options, "weights")),
+                                     static_cast<uint64_t>(integerField(options, "seed"))));
+  });
+}
+
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   auto* instance = new Instance();
   instance->modelClass = Napi::Persistent(NativeModel::define(env));
@@ -59,6 +76,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(instance);
   exports.Set("machine", Napi::Function::New<machine>(env, "machine"));
   exports.Set("openModel", Napi::Function::New<openModel>(env, "openModel"));
+  exports.Set("cudaDevices", Napi::Function::New<findCudaDevices>(env, "cudaDevices"));
+  exports.Set("openSynthetic", Napi::Function::New<openSynthetic>(env, "openSynthetic"));
   return exports;
 }
 

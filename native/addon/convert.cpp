@@ -1,5 +1,6 @@
 #include "addon/convert.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -142,12 +143,22 @@ KvType kvCacheOf(const Napi::Object& object) {
   return choiceField<KvType>(object, "kvCache", {{"bf16", KvType::bf16}, {"q8", KvType::q8}});
 }
 
-SessionOptions sessionOptionsOf(const Napi::Object& object) {
+SessionOptions placeOf(const Napi::Object& object) {
   SessionOptions options;
   options.contextTokens = integerField(object, "contextTokens");
+  options.kvCache = kvCacheOf(object);
+  if (!object.Get("backend").IsUndefined())
+    options.backend = choiceField<BackendKind>(
+        object, "backend", {{"cpu", BackendKind::cpu}, {"cuda", BackendKind::cuda}});
+  if (!object.Get("device").IsUndefined()) options.device = int32Field(object, "device");
+  if (!object.Get("chunkRows").IsUndefined()) options.chunkRows = integerField(object, "chunkRows");
+  return options;
+}
+
+SessionOptions sessionOptionsOf(const Napi::Object& object) {
+  SessionOptions options = placeOf(object);
   options.threads = int32Field(object, "threads");
   options.ropeBaseScale = numberField(object, "ropeBaseScale");
-  options.kvCache = kvCacheOf(object);
   return options;
 }
 
@@ -246,6 +257,7 @@ GenerateOptions generateOptionsOf(const Napi::Object& object) {
   GenerateOptions options;
   options.maxTokens = integerField(object, "maxTokens");
   options.ignoreEnd = booleanField(object, "ignoreEnd");
+  if (!object.Get("speculate").IsUndefined()) options.speculate = booleanField(object, "speculate");
   const Napi::Value value = object.Get("sampling");
   if (!value.IsObject()) throw wrongType("sampling", "an object");
   options.sampling = samplingOf(value.As<Napi::Object>());
@@ -301,7 +313,7 @@ Napi::Value toJs(Napi::Env env, const MemoryUse& memory) {
   object.Set("weightBytes", number(env, memory.weightBytes));
   object.Set("kvBytes", number(env, memory.kvBytes));
   object.Set("scratchBytes", number(env, memory.scratchBytes));
-  object.Set("fixedBytes", number(env, 0.0));
+  object.Set("fixedBytes", number(env, memory.fixedBytes));
   return object;
 }
 
@@ -310,7 +322,7 @@ Napi::Value toJs(Napi::Env env, const MemoryEstimate& estimate) {
   object.Set("weightBytes", number(env, estimate.weightBytes));
   object.Set("kvBytes", number(env, estimate.kvBytes));
   object.Set("scratchBytes", number(env, estimate.scratchBytes));
-  object.Set("fixedBytes", number(env, 0.0));
+  object.Set("fixedBytes", number(env, estimate.fixedBytes));
   object.Set("contextTokens", number(env, estimate.contextTokens));
   object.Set("availableBytes", number(env, estimate.availableBytes));
   object.Set("fits", Napi::Boolean::New(env, estimate.fits));
@@ -337,6 +349,59 @@ Napi::Value toJs(Napi::Env env, const PrefillProgress& progress) {
   return object;
 }
 
+namespace {
+
+Napi::Value speculationToJs(Napi::Env env, const GenerateResult& result) {
+  if (result.draftedTokens == 0) return env.Null();
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("draftedTokens", number(env, result.draftedTokens));
+  object.Set("acceptedTokens", number(env, result.acceptedTokens));
+  return object;
+}
+
+}  // namespace
+
+Napi::Value toJs(Napi::Env env, const ForwardTimes& times) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("linearMs", number(env, times.linearMs));
+  object.Set("expandMs", number(env, times.expandMs));
+  object.Set("stage1Ms", number(env, times.sampleMs));
+  object.Set("stage2Ms", number(env, times.listMs));
+  object.Set("stage3Ms", number(env, times.attendMs));
+  object.Set("auditMs", number(env, times.auditMs));
+  object.Set("restMs", number(env, times.restMs));
+  return object;
+}
+
+Napi::Value toJs(Napi::Env env, const CudaDevices& devices) {
+  Napi::Object object = Napi::Object::New(env);
+  Napi::Array usable = Napi::Array::New(env), refused = Napi::Array::New(env);
+  int32_t driver = 0;
+  for (const CudaDevices::Device& device : devices.all) {
+    const LsDevice& facts = device.facts;
+    driver = std::max(driver, facts.driverVersion);
+    Napi::Object made = Napi::Object::New(env);
+    made.Set("index", facts.ordinal);
+    made.Set("name", std::string(facts.name));
+    if (!device.refusal.empty()) {
+      made.Set("reason", device.refusal);
+      refused.Set(refused.Length(), made);
+      continue;
+    }
+    made.Set("computeCapability", std::to_string(facts.computeCapability / 10) + "." +
+                                      std::to_string(facts.computeCapability % 10));
+    made.Set("totalBytes", number(env, facts.totalBytes));
+    made.Set("freeBytes", number(env, facts.freeBytes));
+    usable.Set(usable.Length(), made);
+  }
+  object.Set("usable", usable);
+  object.Set("refused", refused);
+  object.Set("driverCuda", driver == 0 ? std::string()
+                                       : std::to_string(driver / 1000) + "." +
+                                             std::to_string(driver % 1000 / 10));
+  return object;
+}
+
 Napi::Value toJs(Napi::Env env, const GenerateResult& result) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("promptTokens", number(env, result.prefill.promptTokens));
@@ -350,9 +415,10 @@ Napi::Value toJs(Napi::Env env, const GenerateResult& result) {
   object.Set("stopReason", stopReasonName(result.stopReason));
   object.Set("attention", toJs(env, result.attention));
   object.Set("memory", toJs(env, result.memory));
-  object.Set("speculation", env.Null());
-  object.Set("times", env.Null());
-  object.Set("devicePeakBytes", env.Null());
+  object.Set("speculation", speculationToJs(env, result));
+  // The CPU backend does not tell the parts apart.
+  object.Set("times", result.backend == BackendKind::cuda ? toJs(env, result.times) : env.Null());
+  object.Set("devicePeakBytes", number(env, result.memory.peakBytes));
   return object;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/library.h"
 #include "session/session.h"
 
 namespace longsight {
@@ -27,6 +28,8 @@ std::string bytesOf(const Napi::Value& value, const char* name);
 std::vector<int32_t> tokensOf(const Napi::Value& value, const char* name);
 // Field `kvCache`: bf16 when there is none.
 KvType kvCacheOf(const Napi::Object& object);
+// Where a session computes, and what size: all but the options that the memory estimate needs not.
+SessionOptions placeOf(const Napi::Object& object);
 SessionOptions sessionOptionsOf(const Napi::Object& object);
 SampleAttentionParams paramsOf(const Napi::Object& object);
 Prompt promptOf(const Napi::Object& object);
@@ -40,6 +43,8 @@ Napi::Value toJs(Napi::Env env, const MemoryUse& memory);
 Napi::Value toJs(Napi::Env env, const MemoryEstimate& estimate);
 Napi::Value toJs(Napi::Env env, const PrefillPlan& plan);
 Napi::Value toJs(Napi::Env env, const PrefillProgress& progress);
+Napi::Value toJs(Napi::Env env, const ForwardTimes& times);
+Napi::Value toJs(Napi::Env env, const CudaDevices& devices);
 Napi::Value toJs(Napi::Env env, const GenerateResult& result);
 Napi::Value toJs(Napi::Env env, const ScoreOutcome& outcome);
 Napi::Value toJs(Napi::Env env, const SavedRows& saved);

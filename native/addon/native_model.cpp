@@ -61,9 +61,10 @@ Napi::Value NativeModel::spec(const Napi::CallbackInfo& info) {
     object.Set("contextTokens", static_cast<double>(spec.contextTokens));
     object.Set("fileType", spec.fileType);
     object.Set("chatTemplate", spec.chatTemplate);
-    object.Set("bosText", model->tokenizer().bosText());
-    object.Set("eosText", model->tokenizer().eosText());
-    object.Set("addBos", model->tokenizer().addsBos());
+    const Tokenizer* tokenizer = model->hasTokenizer() ? &model->tokenizer() : nullptr;
+    object.Set("bosText", tokenizer ? tokenizer->bosText() : "");
+    object.Set("eosText", tokenizer ? tokenizer->eosText() : "");
+    object.Set("addBos", tokenizer && tokenizer->addsBos());
     object.Set("weightBytes", static_cast<double>(spec.weightBytes));
     object.Set("vocabulary", spec.vocabulary);
     return object;
@@ -130,8 +131,7 @@ Napi::Value NativeModel::estimateMemory(const Napi::CallbackInfo& info) {
     const Napi::Value params = options.Get("params");
     if (!params.IsObject())
       throw Error(ErrorCode::invalidParams, "params is not an object.", "Pass all parameters.");
-    return toJs(env, open()->estimate(integerField(options, "contextTokens"),
-                                      paramsOf(params.As<Napi::Object>()), kvCacheOf(options)));
+    return toJs(env, open()->estimate(placeOf(options), paramsOf(params.As<Napi::Object>())));
   });
 }
 

@@ -115,7 +115,10 @@ Napi::Value NativeSession::plan(const Napi::CallbackInfo& info) {
 Napi::Value NativeSession::generate(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     Prompt prompt = promptOf(objectArgument(info, 0, "prompt"));
-    GenerateOptions options = generateOptionsOf(objectArgument(info, 1, "options"));
+    const Napi::Object chosen = objectArgument(info, 1, "options");
+    GenerateOptions options = generateOptionsOf(chosen);
+    if (!chosen.Get("forcedDensity").IsUndefined())
+      prompt.forcedDensity = numberField(chosen, "forcedDensity");
     const Napi::Function listener = functionArgument(info, 2, "onEvent");
     std::shared_ptr<void> hold = occupy();
     return startJob(

@@ -61,7 +61,9 @@ uint64_t CpuBackend::scratchBytes() const {
   return activations_.bytes() + attentionScratch_.bytes() + layers_.scratchBytes();
 }
 
-MemoryUse CpuBackend::memory() const { return {weights_->bytes(), cache_.bytes(), scratchBytes()}; }
+MemoryUse CpuBackend::memory() const {
+  return {weights_->bytes(), cache_.bytes(), scratchBytes(), 0, {}};
+}
 
 Backend::ScratchNeed CpuBackend::scratchFor(const SampleAttentionParams& params,
                                             int64_t segmentRows) {
@@ -145,7 +147,8 @@ bool CpuBackend::forward(const Chunk& chunk, const CancelFlag& cancel,
         const auto done = static_cast<double>(segment.begin - chunk.begin());
         chunk.onProgress((done + share * static_cast<double>(segment.end - segment.begin)) / rows);
       };
-    if (!forwardSegment(chunk, segment, outputBegin, states, onProgress, cancel, attention[i]))
+    if (!forwardSegment(chunk, segment, outputBegin, states, false, onProgress, cancel,
+                        attention[i]))
       return false;
   }
   return true;
@@ -158,13 +161,18 @@ bool CpuBackend::step(std::span<const int32_t> tokens, int64_t position, float* 
   const Segment segment{position, position + rows, true, 0, 0};
   stepStates_.resize(kMostStepRows * static_cast<size_t>(spec().embedding));
   SegmentAttention attention;
-  const Chunk chunk{{&segment, 1}, tokens, &params, position, stepStates_.data(), nullptr, nullptr};
-  return forwardSegment(chunk, segment, position, stepStates_.data(), nullptr, cancel, attention) &&
+  Chunk chunk;
+  chunk.segments = {&segment, 1};
+  chunk.tokens = tokens;
+  chunk.params = &params;
+  return forwardSegment(chunk, segment, position, stepStates_.data(), true, nullptr, cancel,
+                        attention) &&
          layers_.logits(stepStates_.data(), rows, logits, cancel);
 }
 
 bool CpuBackend::forwardSegment(const Chunk& chunk, const Segment& segment, int64_t outputBegin,
-                                float* states, const std::function<void(double)>& onProgress,
+                                float* states, bool rowByRow,
+                                const std::function<void(double)>& onProgress,
                                 const CancelFlag& cancel, SegmentAttention& attention) {
   const int32_t layers = spec().layers;
   const int64_t rows = segment.end - segment.begin;
@@ -181,6 +189,17 @@ bool CpuBackend::forwardSegment(const Chunk& chunk, const Segment& segment, int6
     return layer + 1 < layers || block.end > lastQueries;
   };
 
+  auto attendParts = [&](const Segment& whole, int32_t layer, int64_t outputFrom,
+                         std::vector<HeadAttention>& heads) {
+    const int64_t partRows = rowByRow ? 1 : whole.end - whole.begin;
+    for (Segment part = whole; part.begin < whole.end; part.begin = part.end) {
+      part.end = part.begin + partRows;
+      if (!attend(part, layer, segment.begin, std::max(outputFrom, part.begin), *chunk.params,
+                  chunk.curves, cancel, heads))
+        return false;
+    }
+    return true;
+  };
   const bool embedded = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
     return layers_.embed(block,
                          tokens.subspan(static_cast<size_t>(block.begin),
@@ -190,8 +209,7 @@ bool CpuBackend::forwardSegment(const Chunk& chunk, const Segment& segment, int6
   if (!embedded) return false;
 
   for (int32_t layer = 0; layer + 1 < layers; ++layer) {
-    if (!attend(segment, layer, segment.begin, segment.begin, *chunk.params, chunk.curves, cancel,
-                attention[static_cast<size_t>(layer)]))
+    if (!attendParts(segment, layer, segment.begin, attention[static_cast<size_t>(layer)]))
       return false;
     const bool advanced = forBlocks(0, rows, segment.begin, [&](const RowBlock& block) {
       return layers_.advance(block, layer, cache_, wantQueries(layer + 1, block), cancel);
@@ -203,8 +221,8 @@ bool CpuBackend::forwardSegment(const Chunk& chunk, const Segment& segment, int6
   if (wantsOutput) {
     Segment last = segment;
     if (segment.dense) last.begin = segment.begin + wanted;
-    if (!attend(last, layers - 1, segment.begin, segment.begin + wanted, *chunk.params,
-                chunk.curves, cancel, attention[static_cast<size_t>(layers - 1)]))
+    if (!attendParts(last, layers - 1, segment.begin + wanted,
+                     attention[static_cast<size_t>(layers - 1)]))
       return false;
     if (!forBlocks(wanted, rows, segment.begin,
                    [&](const RowBlock& block) { return layers_.finish(block, cancel); }))

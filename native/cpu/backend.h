@@ -45,11 +45,13 @@ class CpuBackend final : public Backend {
   BackendKind kind() const override { return BackendKind::cpu; }
   std::string deviceName() const override { return ""; }
   bool canMeasure() const override { return true; }
+  bool canForceDensity() const override { return false; }
   uint64_t identity() const override;
 
   std::vector<uint64_t> planeRowBytes() const override { return cache_.planeRowBytes(); }
   void readRows(size_t plane, int64_t first, int64_t rows, std::byte* target) const override;
   void writeRows(size_t plane, int64_t first, int64_t rows, const std::byte* source) override;
+  void filled(int64_t) override {}
 
   // At most, for segments of up to `segmentRows` rows in a cache of `capacityRows`.
   static uint64_t estimateScratchBytes(const ModelSpec& spec, const SampleAttentionParams& params,
@@ -58,9 +60,10 @@ class CpuBackend final : public Backend {
  private:
   const ModelSpec& spec() const { return weights_->spec(); }
   uint64_t scratchBytes() const;
-  // A segment of a chunk. outputBegin and states are of this segment.
+  // A segment of a chunk. outputBegin and states are of this segment. `rowByRow`: attention takes
+  // dense rows one at a time, so that each has the bits that it would have alone.
   bool forwardSegment(const Chunk& chunk, const Segment& segment, int64_t outputBegin,
-                      float* states, const std::function<void(double)>& onProgress,
+                      float* states, bool rowByRow, const std::function<void(double)>& onProgress,
                       const CancelFlag& cancel, SegmentAttention& attention);
   bool attend(const Segment& segment, int32_t layer, int64_t segmentBegin, int64_t outputBegin,
               const SampleAttentionParams& params, EpsilonCurves* curves, const CancelFlag& cancel,

@@ -1,37 +1,15 @@
 #include "cpu/rope.h"
 
-#include <algorithm>
 #include <cmath>
-#include <numbers>
 
 namespace longsight {
-namespace {
-
-// The pair, as a fraction, that makes this many turns in `tokens` positions (YaRN, appendix A).
-float pairWithTurns(float turns, int64_t tokens, int32_t dims, float base) {
-  constexpr float kTurn = 2 * std::numbers::pi_v<float>;
-  return static_cast<float>(dims) * std::log(static_cast<float>(tokens) / (turns * kTurn)) /
-         (2 * std::log(base));
-}
-
-}  // namespace
 
 Rope::Rope(const RopeSpec& spec, float base, const float* factors)
     : spec_(spec),
       step_(std::pow(base, -2.0f / static_cast<float>(spec.rotatedDims))),
       factors_(static_cast<size_t>(spec.rotatedDims / 2), 1.0f),
-      unscaled_(static_cast<size_t>(spec.rotatedDims / 2), 0.0f) {
+      unscaled_(unscaledShares(spec, base)) {
   if (factors) factors_.assign(factors, factors + spec.rotatedDims / 2);
-  if (spec.extrapolation == 0) return;
-  const int32_t dims = spec.rotatedDims;
-  const int64_t tokens = spec.originalContextTokens;
-  const float fast = std::max(0.0f, std::floor(pairWithTurns(spec.betaFast, tokens, dims, base)));
-  const float slow = std::min(static_cast<float>(dims - 1),
-                              std::ceil(pairWithTurns(spec.betaSlow, tokens, dims, base)));
-  for (size_t pair = 0; pair < unscaled_.size(); ++pair) {
-    const float ramp = (static_cast<float>(pair) - fast) / std::max(0.001f, slow - fast);
-    unscaled_[pair] = spec.extrapolation * (1 - std::clamp(ramp, 0.0f, 1.0f));
-  }
 }
 
 void Rope::angles(int64_t position, float* out) const {

@@ -1,62 +1,13 @@
 #include "cpu/weights.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <string>
 
 #include "cpu/ggml_runtime.h"
 #include "error.h"
 #include "ggml-alloc.h"
+#include "model/tensor_file.h"
 
 namespace longsight {
-namespace {
-
-// Small enough to notice a cancel within 250 ms on a slow disk.
-constexpr uint64_t kReadBytes = uint64_t{4} << 20;
-
-class File {
- public:
-  explicit File(const std::string& path)
-      : path_(path), descriptor_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (descriptor_ < 0)
-      throw Error(ErrorCode::unreadableFile,
-                  "The model file \"" + path + "\" cannot be read: " + std::strerror(errno) + ".",
-                  "Check the permissions of the file.");
-  }
-  ~File() { close(descriptor_); }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-
-  void read(char* target, uint64_t bytes, uint64_t offset) const {
-    while (bytes > 0) {
-      const ssize_t got = pread(descriptor_, target, bytes, static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0)
-        throw Error(ErrorCode::unreadableFile,
-                    "Reading \"" + path_ + "\" failed: " + std::strerror(errno) + ".",
-                    "Check the disk and try again.");
-      if (got == 0)
-        throw Error(ErrorCode::truncatedGguf,
-                    "\"" + path_ + "\" became shorter while it was read: nothing at byte " +
-                        std::to_string(offset) + ".",
-                    "Wait until the download has ended, then try again.");
-      target += got;
-      offset += static_cast<uint64_t>(got);
-      bytes -= static_cast<uint64_t>(got);
-    }
-  }
-
- private:
-  std::string path_;
-  int descriptor_;
-};
-
-}  // namespace
-
 Weights::~Weights() {
   ggml_backend_buffer_free(buffer_);
   ggml_free(context_);
@@ -86,18 +37,16 @@ std::shared_ptr<const Weights> Weights::load(
   ggml_backend_buffer_set_usage(weights->buffer_, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
   weights->bindNames();
 
-  const File file(spec.path);
+  const TensorFile file(spec.path);
   uint64_t doneBytes = 0;
-  for (const TensorSource& source : spec.tensors) {
+  for (const TensorBlock& block : blocksOf(spec)) {
+    if (cancel.isSet()) throw cancelledError();
+    const TensorSource& source = spec.tensors[block.tensor];
     auto* target =
         static_cast<char*>(ggml_get_tensor(weights->context_, source.name.c_str())->data);
-    for (uint64_t at = 0; at < source.bytes; at += kReadBytes) {
-      if (cancel.isSet()) throw cancelledError();
-      const uint64_t bytes = std::min(kReadBytes, source.bytes - at);
-      file.read(target + at, bytes, source.fileOffset + at);
-      doneBytes += bytes;
-      if (onProgress) onProgress(doneBytes, spec.weightBytes);
-    }
+    file.read(target + block.offset, block.bytes, source.fileOffset + block.offset);
+    doneBytes += block.bytes;
+    if (onProgress) onProgress(doneBytes, spec.weightBytes);
   }
   return weights;
 }
@@ -123,9 +72,8 @@ WeightView Weights::matrix(const std::string& name) const {
 }
 
 const float* Weights::ropeFactors(int64_t contextTokens) const {
-  if (const float* factors = vector("rope_freqs.weight")) return factors;
-  return vector(contextTokens > spec_.rope.originalContextTokens ? "rope_factors_long.weight"
-                                                                 : "rope_factors_short.weight");
+  const TensorSource* source = ropeFactorTensor(spec_, contextTokens);
+  return source ? vector(source->name) : nullptr;
 }
 
 void Weights::bindNames() {

@@ -352,6 +352,12 @@ const TensorSource* ModelSpec::find(const std::string& tensorName) const {
   return nullptr;
 }
 
+const TensorSource* ropeFactorTensor(const ModelSpec& spec, int64_t contextTokens) {
+  if (const TensorSource* factors = spec.find("rope_freqs.weight")) return factors;
+  return spec.find(contextTokens > spec.rope.originalContextTokens ? "rope_factors_long.weight"
+                                                                   : "rope_factors_short.weight");
+}
+
 ModelSpec readGguf(const std::string& path) {
   const uint64_t fileBytes = checkFile(path);
 

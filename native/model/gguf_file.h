@@ -57,6 +57,10 @@ struct ModelSpec {
   const TensorSource* find(const std::string& tensorName) const;
 };
 
+// What the angle of each pair is divided by (Llama 3, LongRoPE) in a context of this length: f32
+// [rotatedDims / 2]; null when the file has none.
+const TensorSource* ropeFactorTensor(const ModelSpec& spec, int64_t contextTokens);
+
 // Opens and checks a GGUF file. Throws Error: modelNotFound, unreadableFile, notGguf,
 // truncatedGguf, unsupportedArchitecture, unsupportedTensorType, unsupportedTokenizer. Whatever
 // passes can be handed to ggml and libllama without tripping their assertions.

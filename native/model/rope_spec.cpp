@@ -1,6 +1,8 @@
 #include "model/rope_spec.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <string>
 
 namespace longsight {
@@ -12,7 +14,42 @@ constexpr int64_t kMaxOriginalContext = int64_t{1} << 30;
 // What YaRN multiplies queries and keys with: (0.1 ln s + 1), section 3.4 of the paper.
 double yarnMagnitude(double factor) { return factor > 1 ? 0.1 * std::log(factor) + 1 : 1; }
 
+// The pair, as a fraction, that makes this many turns in `tokens` positions (YaRN, appendix A).
+float pairWithTurns(float turns, int64_t tokens, int32_t dims, float base) {
+  constexpr float kTurn = 2 * std::numbers::pi_v<float>;
+  return static_cast<float>(dims) * std::log(static_cast<float>(tokens) / (turns * kTurn)) /
+         (2 * std::log(base));
+}
+
 }  // namespace
+
+std::vector<float> unscaledShares(const RopeSpec& spec, float base) {
+  std::vector<float> shares(static_cast<size_t>(spec.rotatedDims / 2), 0.0f);
+  if (spec.extrapolation == 0) return shares;
+  const int32_t dims = spec.rotatedDims;
+  const int64_t tokens = spec.originalContextTokens;
+  const float fast = std::max(0.0f, std::floor(pairWithTurns(spec.betaFast, tokens, dims, base)));
+  const float slow = std::min(static_cast<float>(dims - 1),
+                              std::ceil(pairWithTurns(spec.betaSlow, tokens, dims, base)));
+  for (size_t pair = 0; pair < shares.size(); ++pair) {
+    const float ramp = (static_cast<float>(pair) - fast) / std::max(0.001f, slow - fast);
+    shares[pair] = spec.extrapolation * (1 - std::clamp(ramp, 0.0f, 1.0f));
+  }
+  return shares;
+}
+
+std::vector<double> ropeFrequencies(const RopeSpec& spec, float base, const float* factors) {
+  const std::vector<float> unscaled = unscaledShares(spec, base);
+  std::vector<double> frequencies(unscaled.size());
+  for (size_t pair = 0; pair < frequencies.size(); ++pair) {
+    const double share = unscaled[pair];
+    const double whole =
+        std::pow(double{base}, -2.0 * static_cast<double>(pair) / spec.rotatedDims) /
+        (factors ? double{factors[pair]} : 1.0);
+    frequencies[pair] = whole * (double{spec.angleScale} * (1 - share) + share);
+  }
+  return frequencies;
+}
 
 RopeSpec readRope(const Metadata& metadata, const Architecture& architecture, int32_t headDim,
                   int64_t contextTokens) {

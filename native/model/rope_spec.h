@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "attention/score_dims.h"
 #include "model/architecture.h"
@@ -28,6 +29,14 @@ struct RopeSpec {
   // factors.
   int64_t originalContextTokens = 0;
 };
+
+// YaRN: the share of the unscaled angle by pair, [rotatedDims / 2]; 0 everywhere without it. `base`
+// stands in for spec.base.
+std::vector<float> unscaledShares(const RopeSpec& spec, float base);
+
+// Radians a position by pair, [rotatedDims / 2], with scaling of every kind: the angle of pair i is
+// position * frequency i. `factors`: as ropeFactorTensor() has them, or null.
+std::vector<double> ropeFrequencies(const RopeSpec& spec, float base, const float* factors);
 
 // Reads the keys `<architecture>.rope.*`. `contextTokens`: the file's context length. Throws Error
 // unsupportedArchitecture or truncatedGguf.

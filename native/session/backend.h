@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -46,6 +47,10 @@ struct MemoryUse {
   uint64_t weightBytes = 0;
   uint64_t kvBytes = 0;
   uint64_t scratchBytes = 0;
+  // What a driver and its kernels take on a GPU, whatever the model.
+  uint64_t fixedBytes = 0;
+  // Most of a GPU's memory that was taken since the weights came, as the driver counts.
+  std::optional<uint64_t> peakBytes;
 };
 
 class Backend : public CacheRows {
@@ -64,6 +69,9 @@ class Backend : public CacheRows {
     // Where sparse segments under policy peak are measured; null: nowhere. Throws Error
     // invalidParams where canMeasure() is false.
     EpsilonCurves* curves = nullptr;
+    // Only where canForceDensity(): columns are chosen and timed as ever, then replaced by random
+    // lists of this density. For measurements with weights that have no structure.
+    std::optional<double> forcedDensity;
     // Called on this thread with the share of the chunk's work that is done, 0 to 1.
     std::function<void(double)> onProgress;
 
@@ -89,7 +97,8 @@ class Backend : public CacheRows {
   // Rows that step() takes at most.
   static constexpr size_t kMostStepRows = 8;
   // Rows [position, position + tokens.size()), dense, for decoding: their logits, f32
-  // [row][vocabulary]. A row's logits do not depend on those after it. False when cancelled.
+  // [row][vocabulary]. A row's logits do not depend on the rows after it but for rounding. False
+  // when cancelled.
   virtual bool step(std::span<const int32_t> tokens, int64_t position, float* logits,
                     const CancelFlag& cancel) = 0;
 
@@ -121,6 +130,7 @@ class Backend : public CacheRows {
   virtual std::string deviceName() const = 0;
   // Forward fills Chunk::curves.
   virtual bool canMeasure() const = 0;
+  virtual bool canForceDensity() const = 0;
   // The same for the same code on the same kind of processor or device.
   virtual uint64_t identity() const = 0;
 };

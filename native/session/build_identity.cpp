@@ -16,7 +16,8 @@ namespace longsight {
 namespace {
 
 struct Search {
-  uintptr_t ownAddress;
+  uintptr_t address;
+  bool withGgml;
   std::vector<std::string> ids;
   std::string without;
 };
@@ -40,12 +41,12 @@ std::string buildIdIn(const char* notes, size_t bytes) {
 int visit(dl_phdr_info* object, size_t, void* data) {
   auto& search = *static_cast<Search*>(data);
   const std::string path = object->dlpi_name ? object->dlpi_name : "";
-  bool wanted = path.substr(path.rfind('/') + 1).starts_with("libggml");
+  bool wanted = search.withGgml && path.substr(path.rfind('/') + 1).starts_with("libggml");
   std::string id;
   for (int i = 0; i < object->dlpi_phnum; ++i) {
     const ElfW(Phdr)& header = object->dlpi_phdr[i];
     const uintptr_t begin = object->dlpi_addr + header.p_vaddr;
-    if (header.p_type == PT_LOAD && search.ownAddress - begin < header.p_memsz) wanted = true;
+    if (header.p_type == PT_LOAD && search.address - begin < header.p_memsz) wanted = true;
     if (header.p_type == PT_NOTE && id.empty())
       id = buildIdIn(reinterpret_cast<const char*>(begin), header.p_memsz);
   }
@@ -55,12 +56,7 @@ int visit(dl_phdr_info* object, size_t, void* data) {
   return 0;
 }
 
-}  // namespace
-
-uint64_t buildIdentity() {
-  // The library for this processor is loaded by then.
-  cpuDevice();
-  Search search{reinterpret_cast<uintptr_t>(&buildIdentity), {}, ""};
+uint64_t identityOf(Search search) {
   dl_iterate_phdr(visit, &search);
   if (!search.without.empty())
     throw Error(ErrorCode::internal, "There is no build id in " + search.without + ".",
@@ -70,5 +66,15 @@ uint64_t buildIdentity() {
   for (const std::string& id : search.ids) all += id;
   return checksum64(std::as_bytes(std::span(all)), search.ids.size());
 }
+
+}  // namespace
+
+uint64_t buildIdentity() {
+  // The library for this processor is loaded by then.
+  cpuDevice();
+  return identityOf({reinterpret_cast<uintptr_t>(&buildIdentity), true, {}, ""});
+}
+
+uint64_t binaryIdentity(uintptr_t address) { return identityOf({address, false, {}, ""}); }
 
 }  // namespace longsight

@@ -10,4 +10,7 @@ namespace longsight {
 // one of which was chosen for this processor. Throws Error internal when a binary has no build id.
 uint64_t buildIdentity();
 
+// Of the one binary that this address is in. Throws as buildIdentity() does.
+uint64_t binaryIdentity(uintptr_t address);
+
 }  // namespace longsight

@@ -19,6 +19,8 @@ class CacheRows {
   // of a device cannot be reached any more.
   virtual void readRows(size_t plane, int64_t first, int64_t rows, std::byte* target) const = 0;
   virtual void writeRows(size_t plane, int64_t first, int64_t rows, const std::byte* source) = 0;
+  // After rows [0, rows) of every plane were written.
+  virtual void filled(int64_t rows) = 0;
 };
 
 }  // namespace longsight

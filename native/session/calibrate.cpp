@@ -42,6 +42,11 @@ CalibrationOutcome Session::calibrate(std::span<const std::vector<int32_t>> text
     throw Error(ErrorCode::invalidParams,
                 "Calibration chooses epsilons of policy peak, above 0, by head.",
                 "Use policy peak and an epsilon above 0.");
+  if (!backend_->canMeasure())
+    throw Error(ErrorCode::invalidParams,
+                std::string("The backend ") + backendName(backend_->kind()) +
+                    " does not measure epsilons by head.",
+                "Calibrate with the backend cpu; the result holds for both.");
   calibration_.reset();
   int64_t allTokens = 0;
   for (const std::vector<int32_t>& text : texts) allTokens += static_cast<int64_t>(text.size());

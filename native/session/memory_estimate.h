@@ -13,6 +13,8 @@ struct MemoryEstimate {
   uint64_t weightBytes = 0;
   uint64_t kvBytes = 0;
   uint64_t scratchBytes = 0;
+  // What a driver and its kernels take on a GPU.
+  uint64_t fixedBytes = 0;
   int64_t contextTokens = 0;
   // Includes the weights when they are loaded already.
   uint64_t availableBytes = 0;

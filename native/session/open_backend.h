@@ -13,7 +13,8 @@ namespace longsight {
 
 // Loads the weights unless another session of the model has, and reserves the cache.
 // `onProgress(doneBytes, totalBytes)` is of the weights. Throws Error: invalidParams,
-// notEnoughMemory and those of Model::weights.
+// notEnoughMemory and those of Model::weights and
+// Model::weightsOn.
 std::unique_ptr<Backend> openBackend(Model& model, const SessionOptions& options,
                                      const CancelFlag& cancel,
                                      const std::function<void(uint64_t, uint64_t)>& onProgress);

@@ -19,6 +19,9 @@ SessionKey Session::key() const {
 }
 
 SavedRows Session::save(const std::string& path, int64_t rows, const FileProgress& onProgress) {
+  if (forcedDensity_)
+    throw Error(ErrorCode::invalidParams, "Rows computed at a forced density are not saved.",
+                "Ask without forcedDensity first.");
   CacheLedger ledger = ledger_;
   ledger.truncate(rows);
   if (ledger.rows() == 0)
@@ -43,6 +46,7 @@ SavedRows Session::restore(const std::string& path, const FileProgress& onProgre
         bytes = total;
         if (onProgress) onProgress(done, total);
       });
+  forcedDensity_.reset();
   return {ledger_.rows(), bytes};
 }
 

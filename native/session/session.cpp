@@ -6,7 +6,6 @@
 
 #include "error.h"
 #include "session/open_backend.h"
-#include "session/prefill_work.h"
 
 namespace longsight {
 namespace {
@@ -42,6 +41,7 @@ void Session::check(const Prompt& prompt, int64_t reserveTokens) const {
   if (count == 0) throw invalid("The prompt has no tokens.");
   if (const std::string wrong = validate(prompt.params); !wrong.empty()) throw invalid(wrong);
   checkHeadEpsilons(prompt.params);
+  checkForcedDensity(prompt.forcedDensity);
   int64_t before = 0;
   for (int64_t border : prompt.borders) {
     if (border < before || border > count)
@@ -75,6 +75,15 @@ void Session::checkHeadEpsilons(const SampleAttentionParams& params) const {
   if (given == 0 || given == heads) return;
   throw invalid("headEpsilons has " + std::to_string(given) + " values, expected " +
                 std::to_string(heads) + ", one for each head of each layer.");
+}
+
+void Session::checkForcedDensity(std::optional<double> density) const {
+  if (!density) return;
+  if (!(*density > 0 && *density <= 1))
+    throw invalid("forcedDensity is " + std::to_string(*density) + ", expected above 0, up to 1.");
+  if (!backend_->canForceDensity())
+    throw invalid(std::string("forcedDensity is given, but the backend ") +
+                  backendName(backend_->kind()) + " does not force a density.");
 }
 
 bool Calibration::fits(const SampleAttentionParams& other) const {
@@ -121,6 +130,17 @@ std::vector<Segment> Session::segmentsOf(const Prompt& prompt) const {
                       prompt.params);
 }
 
+// Rows up to `limit` may be reused.
+PrefillWork Session::workFor(const Prompt& prompt, const SampleAttentionParams& params,
+                             int64_t limit) const {
+  const std::vector<Segment> segments = segmentsOf(prompt);
+  // Rows with lists of another kind are no prefix.
+  const int64_t reused = prompt.forcedDensity == forcedDensity_
+                             ? ledger_.reusableRows(prompt.tokens, segments, params, limit)
+                             : 0;
+  return planWork(segments, reused, backend_->chunking());
+}
+
 void Session::ensureSpeed() {
   if (!prediction_.hasSpeed()) prediction_.start(backend_->probe(ledger_.rows(), cancel_));
   if (cancel_.isSet()) throw cancelledError();
@@ -130,11 +150,8 @@ PrefillPlan Session::plan(const Prompt& prompt) {
   check(prompt, 0);
   ensureSpeed();
   const auto count = static_cast<int64_t>(prompt.tokens.size());
-  const std::vector<Segment> segments = segmentsOf(prompt);
   const SampleAttentionParams params = calibrated(prompt.params);
-  const PrefillWork work =
-      planWork(segments, ledger_.reusableRows(prompt.tokens, segments, params, count - 1),
-               backend_->chunking());
+  const PrefillWork work = workFor(prompt, params, count - 1);
   PrefillPlan plan{count, work.reused, count - work.reused, 0};
   for (const std::vector<Segment>& chunk : work.chunks)
     plan.predictedPrefillMs += prediction_.chunkMs(chunk, params);
@@ -146,12 +163,10 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
                              EpsilonCurves* curves) {
   const auto count = static_cast<int64_t>(prompt.tokens.size());
   const int32_t width = model_->spec().embedding;
-  const std::vector<Segment> segments = segmentsOf(prompt);
   const SampleAttentionParams params = calibrated(prompt.params);
-  const PrefillWork work =
-      planWork(segments, ledger_.reusableRows(prompt.tokens, segments, params, statesFrom),
-               backend_->chunking());
+  const PrefillWork work = workFor(prompt, params, statesFrom);
   ledger_.truncate(work.reused);
+  forcedDensity_ = prompt.forcedDensity;
 
   const auto start = Clock::now();
   double lastReportMs = -kProgressEveryMs;
@@ -198,6 +213,7 @@ PrefillPlan Session::prefill(const Prompt& prompt, int64_t statesFrom, float* st
     chunk.outputBegin = std::clamp(statesFrom, begin, end);
     chunk.states = states ? states + (chunk.outputBegin - statesFrom) * width : nullptr;
     chunk.curves = curves;
+    chunk.forcedDensity = forcedDensity_;
     chunk.onProgress = report;
     const ForwardTimes before = backend_->times();
     std::vector<SegmentAttention> attention;

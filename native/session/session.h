@@ -19,6 +19,7 @@
 #include "session/cache_ledger.h"
 #include "session/model.h"
 #include "session/prefill_prediction.h"
+#include "session/prefill_work.h"
 #include "session/sampler.h"
 #include "session/session_file.h"
 #include "session/session_options.h"
@@ -32,6 +33,8 @@ struct Prompt {
   // First row of the chat and question.
   int64_t denseFrom = 0;
   SampleAttentionParams params;
+  // Backend::Chunk::forcedDensity; above 0, up to 1.
+  std::optional<double> forcedDensity;
 };
 
 struct PrefillPlan {
@@ -66,8 +69,14 @@ struct GenerateResult {
   double prefillTokensPerSecond = 0;
   double decodeTokensPerSecond = 0;
   StopReason stopReason = StopReason::length;
+  // Guessed and then verified; 0 where nothing was guessed.
+  int64_t draftedTokens = 0;
+  int64_t acceptedTokens = 0;
   AttentionStats attention;
   MemoryUse memory;
+  BackendKind backend = BackendKind::cpu;
+  // Of the prefill.
+  ForwardTimes times;
 };
 
 struct GenerateOptions {
@@ -76,6 +85,8 @@ struct GenerateOptions {
   Sampling sampling;
   // Go on past the end-of-answer token.
   bool ignoreEnd = false;
+  // Guess tokens from the text before and verify several at once: the answer is the same, sooner.
+  bool speculate = true;
 };
 
 struct ScoreOutcome {
@@ -128,6 +139,7 @@ class Session {
           const std::function<void(uint64_t, uint64_t)>& onProgress);
 
   int64_t contextTokens() const { return backend_->capacityRows(); }
+  const Backend& backend() const { return *backend_; }
 
   // One operation at a time; each throws Error, among others `cancelled` after cancel().
   PrefillPlan plan(const Prompt& prompt);
@@ -186,10 +198,15 @@ class Session {
   SampleAttentionParams calibrated(const SampleAttentionParams& params) const;
   AttentionStats statsOf(const Prompt& prompt) const;
   std::vector<Segment> segmentsOf(const Prompt& prompt) const;
+  PrefillWork workFor(const Prompt& prompt, const SampleAttentionParams& params,
+                      int64_t limit) const;
   // Brings rows [0, tokens) into the cache. `states` gets the final states of rows >= statesFrom.
   PrefillPlan prefill(const Prompt& prompt, int64_t statesFrom, float* states,
                       const std::function<void(const PrefillProgress&)>& onProgress,
                       EpsilonCurves* curves = nullptr);
+  void answer(const Prompt& prompt, const GenerateOptions& options, const SessionEvents& events,
+              std::span<const float> state, GenerateResult& result);
+  void checkForcedDensity(std::optional<double> density) const;
   // More rows after the last; logits [tokens][vocabulary].
   void step(std::span<const int32_t> tokens, const SampleAttentionParams& params,
             std::span<float> logits);
@@ -204,6 +221,8 @@ class Session {
   PrefillPrediction prediction_;
   std::optional<Calibration> calibration_;
   DenseReference reference_;
+  // Prompt::forcedDensity of the rows in the cache.
+  std::optional<double> forcedDensity_;
   CancelFlag cancel_;
 };
 

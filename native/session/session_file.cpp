@@ -249,6 +249,7 @@ CacheLedger readSessionFile(const std::string& path, const SessionKey& key,
     stream.read(copied.data(), bytes);
     cache.writeRows(plane, first, rows, copied.data());
   });
+  cache.filled(ledger.rows());
   return ledger;
 }
 

@@ -303,8 +303,8 @@ TEST(Gguf, FileOf400GigabytesIsRefusedBeforeReading) {
   EXPECT_GT(status.st_size, int64_t{400} * 1000 * 1000 * 1000);
   EXPECT_LT(status.st_blocks * 512, int64_t{100} << 20);
   auto model = std::make_shared<Model>(path);
-  EXPECT_FALSE(model->estimate(0, {}).fits);
-  EXPECT_EQ(model->estimate(0, {}).largestContextTokens, 0);
+  EXPECT_FALSE(model->estimate({}, {}).fits);
+  EXPECT_EQ(model->estimate({}, {}).largestContextTokens, 0);
   const CancelFlag never;
   try {
     Session session(model, {}, never, nullptr);

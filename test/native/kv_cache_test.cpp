@@ -125,8 +125,10 @@ TEST(KvCacheType, Q8TakesHalfTheMemory) {
   std::cout << "resident: bf16 " << taken[0] << " bytes, q8 " << taken[1] << "\n";
   EXPECT_LT(static_cast<double>(taken[1]), 0.56 * static_cast<double>(taken[0]));
 
-  const MemoryEstimate bf16 = realModel()->estimate(4096, {}, KvType::bf16);
-  const MemoryEstimate q8 = realModel()->estimate(4096, {}, KvType::q8);
+  const MemoryEstimate bf16 =
+      realModel()->estimate({.contextTokens = 4096, .kvCache = KvType::bf16}, {});
+  const MemoryEstimate q8 =
+      realModel()->estimate({.contextTokens = 4096, .kvCache = KvType::q8}, {});
   // 64 integers and 2 scales beside 64 values of 2 bytes.
   EXPECT_EQ(q8.kvBytes * 128, bf16.kvBytes * 68);
   EXPECT_EQ(newSession(4096, KvType::q8)->contextTokens(), 4096);

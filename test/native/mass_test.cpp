@@ -167,7 +167,8 @@ TEST(MassPolicy, OneSegmentCountsProgressAndIsReusedWhole) {
   Prompt other = prompt;
   other.tokens[1990] = (other.tokens[1990] + 1) % realModel()->spec().vocabulary;
   EXPECT_EQ(session->plan(other).reusedTokens, 0);
-  EXPECT_GE(realModel()->estimate(2048, prompt.params).scratchBytes, cold.memory.scratchBytes);
+  EXPECT_GE(realModel()->estimate({.contextTokens = 2048}, prompt.params).scratchBytes,
+            cold.memory.scratchBytes);
 }
 
 TEST(MassPolicy, CancelInOneSegmentEndsSoonAndKeepsNothing) {

@@ -50,6 +50,7 @@ struct Cache final : CacheRows {
     std::memcpy(memory.data() + placeOf(plane, first), source,
                 static_cast<size_t>(rows) * kRowBytes);
   }
+  void filled(int64_t rows) override { filledRows = rows; }
   const std::byte* rowsOf(size_t plane, int64_t first) const {
     return memory.data() + placeOf(plane, first);
   }
@@ -57,6 +58,7 @@ struct Cache final : CacheRows {
     return (plane * static_cast<size_t>(capacity) + static_cast<size_t>(first)) * kRowBytes;
   }
   int64_t capacity;
+  int64_t filledRows = -1;
   std::vector<std::byte> memory;
 };
 
@@ -189,6 +191,7 @@ TEST_F(SessionFile, ComesBackAsItWas) {
       const CacheLedger restored = read(into);
       EXPECT_TRUE(began);
       EXPECT_EQ(stringOf(restored), stringOf(ledger));
+      EXPECT_EQ(into.filledRows, rows);
       for (size_t plane = 0; plane < 12; ++plane) {
         const size_t used = static_cast<size_t>(rows) * kRowBytes;
         const std::byte* got = into.rowsOf(plane, 0);

@@ -291,7 +291,7 @@ TEST(Session, MemoryEstimateHoldsWhatIsUsed) {
   auto session = newSession(2048);
   const GenerateResult result =
       session->generate(prompt, {.maxTokens = 2, .sampling = {}, .ignoreEnd = true}, {});
-  const MemoryEstimate estimate = realModel()->estimate(2048, prompt.params);
+  const MemoryEstimate estimate = realModel()->estimate({.contextTokens = 2048}, prompt.params);
   EXPECT_EQ(estimate.kvBytes, result.memory.kvBytes);
   EXPECT_GE(estimate.scratchBytes, result.memory.scratchBytes);
   EXPECT_NEAR(static_cast<double>(estimate.weightBytes),
