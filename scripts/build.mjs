@@ -1,6 +1,7 @@
 // Builds everything into dist/ (what is shipped) and out-test/ (tests). Incremental.
-//   npm run build                 the addon and the bundles
+//   npm run build                 the addon and the bundles; with an NVIDIA GPU, its engine, too
 //   npm run build -- --tests      the native tests, too (needs GoogleTest)
+//   npm run build -- --cuda       the engine for all GPUs that are supported, also without one here
 //   npm run build -- --js         the bundles alone
 //   npm run build -- --debug      unoptimized C++ with assertions, in the same folders
 import {
@@ -18,6 +19,7 @@ import {
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { buildCudaForAll, buildCudaForThisGpu } from './cuda.mjs';
 import { withLock } from './lib/lock.mjs';
 import { inRoot, root, tool } from './lib/paths.mjs';
 import { main, Problem, say, step } from './lib/terminal.mjs';
@@ -27,13 +29,17 @@ const oldestNode = 'node20';
 const sharedLibrary = /\.(node|so)$/;
 
 const bundleInputs = inRoot('build/bundle-inputs.json');
-const flags = ['debug', 'tests', 'js'];
+const flags = ['debug', 'tests', 'cuda', 'js'];
 
-/** @param {{ debug?: boolean, tests?: boolean, js?: boolean }} [options] see above */
-export async function build({ debug = false, tests = false, js = false } = {}) {
+/** @param {{ debug?: boolean, tests?: boolean, cuda?: boolean, js?: boolean }} [options] see above */
+export async function build({ debug = false, tests = false, cuda = false, js = false } = {}) {
   await withLock(inRoot('.deps/build.lock'), 'build', async () => {
     await setup();
-    if (!js) await buildNative(debug, tests);
+    if (!js) {
+      await buildNative(debug, tests);
+      await (cuda ? buildCudaForAll() : buildCudaForThisGpu());
+      copyLibraries();
+    }
     await bundle(debug);
   });
 }
@@ -65,11 +71,14 @@ async function buildNative(debug, tests) {
     '--parallel',
     String(availableParallelism()),
   ]);
+}
 
+/** What lies beside the addon, into dist/. */
+export function copyLibraries() {
+  const folder = inRoot('build/native');
   mkdirSync(inRoot('dist'), { recursive: true });
-  const built = readdirSync(path.join(folder, 'native')).filter((name) => sharedLibrary.test(name));
-  for (const name of built)
-    copyWhenChanged(path.join(folder, 'native', name), inRoot('dist', name));
+  const built = readdirSync(folder).filter((name) => sharedLibrary.test(name));
+  for (const name of built) copyWhenChanged(path.join(folder, name), inRoot('dist', name));
   for (const name of readdirSync(inRoot('dist'))) {
     if (sharedLibrary.test(name) && !built.includes(name)) rmSync(inRoot('dist', name));
   }

@@ -2,17 +2,21 @@
 // something is missing in it or something else got in.
 import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
-import { build, bundledPackages } from './build.mjs';
+import { build, bundledPackages, copyLibraries } from './build.mjs';
+import { buildCudaForAll, cudaLibrary } from './cuda.mjs';
 import { inRoot, root, tool } from './lib/paths.mjs';
 import { main, output, Problem, say, step } from './lib/terminal.mjs';
 
 const target = 'linux-x64';
+const mostMegabytes = 60;
 
-/** Packs what is built. @returns {Promise<string>} absolute path of the package */
+/** Packs what is built, and the CUDA engine for every GPU. @returns {Promise<string>} absolute path of the package */
 export async function pack() {
   const { version } = JSON.parse(readFileSync(inRoot('package.json'), 'utf8'));
   const file = inRoot(`longsight-${target}-${version}.vsix`);
   checkNotices();
+  await buildCudaForAll();
+  copyLibraries();
   rmSync(file, { force: true });
   // prettier-ignore
   await step('Packing the extension', process.execPath, [
@@ -21,9 +25,21 @@ export async function pack() {
     '--allow-missing-repository', '--no-rewrite-relative-links',
   ], { cwd: root });
   checkContents(file);
-  const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-  say(`  ${file}: ${megabytes(statSync(file).size)}`);
+  checkSize(file);
   return file;
+}
+
+function checkSize(file) {
+  const megabytes = (path) => statSync(path).size / 1e6;
+  const whole = megabytes(file);
+  const cuda = megabytes(inRoot('dist', cudaLibrary));
+  say(`  ${file}: ${whole.toFixed(1)} MB, with ${cudaLibrary} of ${cuda.toFixed(1)} MB`);
+  if (whole > mostMegabytes) {
+    throw new Problem(
+      `${file} has ${whole.toFixed(1)} MB, more than ${mostMegabytes} MB.`,
+      'See what grew; each CUDA architecture in kernels/cuda/CMakeLists.txt is a copy of all kernels.',
+    );
+  }
 }
 
 /** Everything that is bundled has its licence in THIRD_PARTY_NOTICES, in the version that is used. */
@@ -35,6 +51,7 @@ function checkNotices() {
       const manifest = inRoot('node_modules', name, 'package.json');
       return `${name} ${JSON.parse(readFileSync(manifest, 'utf8')).version}`;
     })
+    .concat(cudaTitles())
     .filter((title) => !notices.includes(`\n${title}\n`));
   if (missing.length > 0) {
     throw new Problem(
@@ -42,6 +59,16 @@ function checkNotices() {
       'Add the licence text of the package in that version.',
     );
   }
+}
+
+/** What is compiled into the CUDA engine, as its versions are pinned. */
+function cudaTitles() {
+  const pinned = readFileSync(inRoot('cuda-requirements.txt'), 'utf8');
+  return ['nvidia-cuda-runtime', 'nvidia-cutlass'].map((name) => {
+    const version = new RegExp(`^${name}==(\\S+)`, 'm').exec(pinned)?.[1];
+    if (version === undefined) throw new Problem(`cuda-requirements.txt does not pin ${name}.`);
+    return `${name} ${version}`;
+  });
 }
 
 function checkContents(file) {
@@ -84,6 +111,7 @@ function expectedContents() {
     'libggml-base.',
     'libggml-cpu-x64.',
     'libggml-cpu-haswell.',
+    'longsight-cuda.',
   ]) {
     if (!libraries.some((each) => each.startsWith(name))) {
       throw new Problem(

@@ -20,7 +20,7 @@ async function install(requirementsName, targetName, title) {
   const version = output('python3', ['--version']);
   if (output('python3', ['-m', 'pip', '--version']) === undefined) {
     throw new Problem(
-      'The tests need Python 3 with pip.',
+      `Python 3 with pip is needed for ${requirementsName}.`,
       'On Debian and Ubuntu: sudo apt-get install -y python3-pip',
     );
   }
