@@ -36,8 +36,9 @@ struct ChunkLayout {
   int32_t group;  // heads / kvHeads
   int32_t sinkTokens;
   int32_t auditRows;
-  int32_t maxTiles;  // most tiles of a segment
-  bool allDense;     // then units are taken from the last backwards, which is most work first
+  int32_t auditSplitColumns;  // that a block of the audit takes
+  int32_t maxTiles;           // most tiles of a segment
+  bool allDense;  // then units are taken from the last backwards, which is most work first
   // Parts into which stage 3 splits the columns of every tile: 1, or more where there are too few
   // tiles to fill a device, all of them dense.
   int32_t columnSplits;
@@ -85,8 +86,6 @@ WorkspacePlan planWorkspace(const Chunk& chunk);
 
 // Remote blocks of the segment that has most.
 int32_t mostRemoteBlocks(const ChunkLayout& layout);
-
-inline constexpr int32_t kAuditSplitColumns = 8192;
 
 // The kernels' launchers, one for each implementation.
 struct LaunchContext {

@@ -122,6 +122,20 @@ int32_t columnSplits(const ChunkLayout& layout) {
   return best;
 }
 
+// Short enough for some hundred blocks, so that few audit rows do not take their time alone.
+int32_t auditSplitColumns(const ChunkLayout& layout) {
+  constexpr int32_t kRowsOfBlock = 128;
+  constexpr int32_t kWantedBlocks = 792;
+  constexpr int32_t kMostSplits = 32;
+  constexpr int64_t kLeastColumns = 256;
+  constexpr int64_t kMostColumns = 8192;
+  const int32_t rows = layout.segmentCount * layout.auditRows * layout.group;
+  const int32_t blocks = std::max(1, (rows + kRowsOfBlock - 1) / kRowsOfBlock) * layout.kvHeads;
+  const int32_t splits = std::clamp(kWantedBlocks / blocks, 1, kMostSplits);
+  return static_cast<int32_t>(
+      std::clamp(alignUp((layout.end + splits - 1) / splits, 128), kLeastColumns, kMostColumns));
+}
+
 }  // namespace
 
 WorkspacePlan planWorkspace(const Chunk& chunk) {
@@ -174,7 +188,8 @@ WorkspacePlan planWorkspace(const Chunk& chunk) {
   }
   layout.columnSplits = columnSplits(layout);
   const int64_t pairs = int64_t{layout.segmentCount} * layout.heads;
-  const int64_t splits = (layout.end + kAuditSplitColumns - 1) / kAuditSplitColumns;
+  layout.auditSplitColumns = auditSplitColumns(layout);
+  const int64_t splits = (layout.end + layout.auditSplitColumns - 1) / layout.auditSplitColumns;
   const auto place = [&](int64_t bytes) {
     const int64_t at = plan.bytes;
     plan.bytes += alignUp(bytes, kAlignment);

@@ -38,10 +38,10 @@ __global__ __launch_bounds__(kSumThreads, kDim > 128 ? 2 : 3) void auditSums(
   const int total = layout.segmentCount * layout.auditRows * layout.group;
   const int packedBegin = blockIdx.x * kRows<kDim>;
   const int packedEnd = min(total, packedBegin + kRows<kDim>);
-  const int columnBegin = blockIdx.z * kAuditSplitColumns;
+  const int columnBegin = blockIdx.z * layout.auditSplitColumns;
   const int perSegment = layout.auditRows * layout.group;
   const SegmentLayout& last = layout.segments[(packedEnd - 1) / perSegment];
-  const ColumnRange columns{columnBegin, min(columnBegin + kAuditSplitColumns, last.end)};
+  const ColumnRange columns{columnBegin, min(columnBegin + layout.auditSplitColumns, last.end)};
 
   const auto position = [&](int i) {
     const int packed = packedBegin + i;
@@ -83,11 +83,13 @@ __global__ void coverage(const __grid_constant__ ChunkLayout layout, const Works
   float share = -1.0f;
   if (row >= 0) {
     float maximum = -INFINITY;
+#pragma unroll 8
     for (int split = 0; split < splits; ++split) {
       const int64_t slot = (int64_t(split) * layout.kvHeads + kvHead) * total + packed;
       maximum = fmaxf(maximum, workspace.auditPartial[slot].x);
     }
     float sum = 0.0f;
+#pragma unroll 8
     for (int split = 0; split < splits; ++split) {
       const int64_t slot = (int64_t(split) * layout.kvHeads + kvHead) * total + packed;
       const float2 partial = workspace.auditPartial[slot];
@@ -104,7 +106,7 @@ template <class T, int kDim>
 cudaError_t launch(const LaunchContext& context) {
   const ChunkLayout& layout = context.layout;
   const int total = layout.segmentCount * layout.auditRows * layout.group;
-  const int splits = (layout.end + kAuditSplitColumns - 1) / kAuditSplitColumns;
+  const int splits = (layout.end + layout.auditSplitColumns - 1) / layout.auditSplitColumns;
   constexpr int kBytes = sizeof(RowSumSharedMemory<T, kDim, kRowBlocks<kDim>>);
   static_assert(kBytes <= kSharedBytesEverywhere);
   const cudaError_t error = allowShared(auditSums<T, kDim>, kBytes);
