@@ -26,7 +26,8 @@ import { main, Problem, say, step } from './lib/terminal.mjs';
 import { setup } from './setup.mjs';
 
 const oldestNode = 'node20';
-const sharedLibrary = /\.(node|so)$/;
+/** What is shipped of build/native; the tests have libraries of their own there. */
+export const shippedLibrary = /^(lib|longsight).*\.(node|so)$/;
 
 const bundleInputs = inRoot('build/bundle-inputs.json');
 const flags = ['debug', 'tests', 'cuda', 'js'];
@@ -77,10 +78,10 @@ async function buildNative(debug, tests) {
 export function copyLibraries() {
   const folder = inRoot('build/native');
   mkdirSync(inRoot('dist'), { recursive: true });
-  const built = readdirSync(folder).filter((name) => sharedLibrary.test(name));
+  const built = readdirSync(folder).filter((name) => shippedLibrary.test(name));
   for (const name of built) copyWhenChanged(path.join(folder, name), inRoot('dist', name));
   for (const name of readdirSync(inRoot('dist'))) {
-    if (sharedLibrary.test(name) && !built.includes(name)) rmSync(inRoot('dist', name));
+    if (/\.(node|so)$/.test(name) && !built.includes(name)) rmSync(inRoot('dist', name));
   }
 }
 

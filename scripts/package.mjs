@@ -2,7 +2,7 @@
 // something is missing in it or something else got in.
 import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
-import { build, bundledPackages, copyLibraries } from './build.mjs';
+import { build, bundledPackages, copyLibraries, shippedLibrary } from './build.mjs';
 import { buildCudaForAll, cudaLibrary } from './cuda.mjs';
 import { inRoot, root, tool } from './lib/paths.mjs';
 import { main, output, Problem, say, step } from './lib/terminal.mjs';
@@ -104,7 +104,9 @@ function checkContents(file) {
 
 function expectedContents() {
   // The names carry the version of llama.cpp, the CPU variants those of the prebuilt package.
-  const libraries = readdirSync(inRoot('build/native')).filter((name) => name.endsWith('.so'));
+  const libraries = readdirSync(inRoot('build/native')).filter(
+    (name) => shippedLibrary.test(name) && name.endsWith('.so'),
+  );
   for (const name of [
     'libllama.',
     'libggml.',

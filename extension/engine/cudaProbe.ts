@@ -149,11 +149,15 @@ function ask({ start, timeoutMs }: ProbeParts): Promise<ProbeReply | { problem: 
 
 const probeTimeoutMs = 20_000;
 
-/** The probe of this machine. `workerFile` is the bundled worker.js, `libraryFile` the GPU engine. */
+/**
+ * The probe of this machine. `workerFile` is the bundled worker.js, `libraryFile` the GPU engine;
+ * one that LONGSIGHT_CUDA_LIBRARY names, as it does for the addon, is asked in any case.
+ */
 export function machineProbe(workerFile: string, libraryFile: string): CudaProbe {
+  const named = Boolean(process.env.LONGSIGHT_CUDA_LIBRARY);
   return new ChildProbe({
-    hasGpu,
-    hasLibrary: () => existsSync(libraryFile),
+    hasGpu: () => named || hasGpu(),
+    hasLibrary: () => named || existsSync(libraryFile),
     driverVersion: () => parseDriverVersion(readOptional('/proc/driver/nvidia/version')),
     start: () => {
       const options = forkOptions({ env: process.env, electron: 'electron' in process.versions });

@@ -111,7 +111,7 @@ async function onGpu(
 ): Promise<Placing | Refusal> {
   const { usable, problem } = await cuda.state();
   if (problem !== null) {
-    const action = [problem.action, 'Use the backend cpu or auto.'].filter(Boolean).join(' ');
+    const action = problem.action || 'Use the backend cpu or auto.';
     const error = new EngineError('deviceUnavailable', problem.message, action);
     return refusalOf(error, problem.fixable);
   }

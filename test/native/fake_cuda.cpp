@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -33,7 +34,11 @@ struct LsSession {
 namespace {
 
 FakeState state;
-std::string behaviour;
+// LONGSIGHT_FAKE_CUDA sets it where the library is opened by a whole engine.
+std::string behaviour = [] {
+  const char* chosen = std::getenv("LONGSIGHT_FAKE_CUDA");
+  return std::string(chosen ? chosen : "");
+}();
 int64_t totalBytes = int64_t{1} << 30;
 constexpr int64_t kFixedBytes = 1000, kScratchBytes = 5000, kChunkRows = 1024;
 
@@ -50,6 +55,7 @@ int64_t freeBytes() { return totalBytes - state.bytes; }
 
 LsStatus devices(LsDevice* out, int32_t capacity, int32_t* count, LsError* error) {
   *count = 0;
+  if (behaviour == "crash") std::abort();
   if (behaviour == "noDriver") return fail(error, LS_NO_DRIVER, "There is no libcuda.so.1.");
   if (behaviour == "oldDriver") return fail(error, LS_DRIVER_TOO_OLD, "The driver is 550.1.");
   if (behaviour == "noDevice") return fail(error, LS_NO_DEVICE, "There is no GPU.");

@@ -45,7 +45,7 @@ constexpr int32_t fakeNext(uint64_t hash, int64_t position, int32_t vocabulary) 
 }
 
 // The exported functions, by dlsym: the state, and a behaviour by name, "" = all is well:
-// noDriver, oldDriver, noDevice, oldDevice, lost, unsupported.
+// noDriver, oldDriver, noDevice, oldDevice, lost, unsupported, crash.
 using FakeStateFunction = FakeState* (*)();
 using FakeBehaveFunction = void (*)(const char* behaviour, int64_t totalBytes);
 
