@@ -64,7 +64,7 @@ function checkNotices() {
 /** What is compiled into the CUDA engine, as its versions are pinned. */
 function cudaTitles() {
   const pinned = readFileSync(inRoot('cuda-requirements.txt'), 'utf8');
-  return ['nvidia-cuda-runtime', 'nvidia-cutlass'].map((name) => {
+  return ['nvidia-cuda-runtime'].map((name) => {
     const version = new RegExp(`^${name}==(\\S+)`, 'm').exec(pinned)?.[1];
     if (version === undefined) throw new Problem(`cuda-requirements.txt does not pin ${name}.`);
     return `${name} ${version}`;

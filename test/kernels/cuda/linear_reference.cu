@@ -89,7 +89,7 @@ __global__ void compare(LinearTask task, const float* before, LinearData data, D
   if (row >= task.rows || result >= results) return;
   // Of fp32 sums in any order; products are exact. A Hopper adds those of e4m3 with 14 bits, so
   // that each step of a sum loses up to 2^-13 of what it has come to.
-  const double unit = scaled ? 0x1p-16 * sqrt(double(task.inner)) : 0x1p-19;
+  const double unit = scaled ? fmax(0x1p-11, 0x1p-16 * sqrt(double(task.inner))) : 0x1p-19;
   double allowed[2];
   for (int part = 0; part < (swiglu ? 2 : 1); ++part) {
     if (scaled) {
