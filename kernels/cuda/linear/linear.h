@@ -65,7 +65,8 @@ int64_t linearWorkspaceBytes(const LinearTask& task);
 // so it can be captured into a graph. What the workspace (16-byte aligned; may be null when it
 // needs no bytes) held before does not matter. The same inputs give the same bits on the same kind
 // of device and path. cudaErrorInvalidValue when validate() finds fault or a pointer is missing or
-// not aligned, cudaErrorNotSupported for e4m3 below sm_89, otherwise the launch's error.
+// not aligned, cudaErrorNotSupported for e4m3 where the device, or the code that there is for it,
+// is below sm_89, otherwise the launch's error.
 cudaError_t launchLinear(const LinearTask& task, void* workspace, Path path, cudaStream_t stream);
 
 // bf16 [rows][inner] to e4m3 of the same shape and an fp32 scale a row, which takes the row's

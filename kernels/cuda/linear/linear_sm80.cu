@@ -323,6 +323,15 @@ cudaError_t launch(const LinearTask& task, int32_t splits, void* workspace, cuda
   product.outputTiles = static_cast<int32_t>(divideUp(task.outputs, T::kOutputs));
   const int64_t blocks = int64_t{product.rowTiles} * product.outputTiles;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  if constexpr (std::is_same_v<Number, E4m3>) {
+    // Newer devices may run code that was made for sm_80, which has no such products.
+    cudaFuncAttributes code{};
+    if (const cudaError_t error = cudaFuncGetAttributes(&code, multiply<T, Number>);
+        error != cudaSuccess) {
+      return error;
+    }
+    if (code.ptxVersion < 89) return cudaErrorNotSupported;
+  }
   if (const cudaError_t error = allowShared(multiply<T, Number>, T::kSharedBytes);
       error != cudaSuccess) {
     return error;
