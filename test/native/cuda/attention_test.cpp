@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <iostream>
+#include <span>
+#include <utility>
 
 #include "engine_case.h"
 #include "session/open_backend.h"
@@ -19,8 +21,14 @@ std::shared_ptr<Model> modelOf(const std::string& arch, const std::string& headD
                        R"(", "heads": 4, "kv_heads": 2, "layers": 3, "head_dim": )" + headDim);
 }
 
-constexpr std::pair<const char*, const char*> kModels[] = {
-    {"llama", "64"}, {"qwen3", "128"}, {"glm4", "128"}, {"llama", "80"}};
+using NamedModel = std::pair<const char*, const char*>;
+
+// Architecture and head dim. The CPU, which other tests cover too, takes the first two.
+std::span<const NamedModel> modelsFor(BackendKind backend) {
+  static constexpr NamedModel kModels[] = {
+      {"llama", "64"}, {"qwen3", "128"}, {"glm4", "128"}, {"llama", "80"}};
+  return std::span(kModels).first(backend == BackendKind::cpu ? 2 : 4);
+}
 
 class TinyAttention : public OnBackend {};
 LONGSIGHT_ON_ALL_BACKENDS(TinyAttention);
@@ -141,7 +149,7 @@ void expectAgreement(BackendKind kind, const std::string& name, const std::share
 }
 
 TEST_P(TinyAttention, ListsOfPeakAgree) {
-  for (const auto& [arch, headDim] : kModels)
+  for (const auto& [arch, headDim] : modelsFor(GetParam()))
     for (const ScoreDims scoreDims : {ScoreDims::slowHalf, ScoreDims::all})
       expectAgreement(GetParam(),
                       std::string("peak ") + arch + " " + headDim +
@@ -150,7 +158,7 @@ TEST_P(TinyAttention, ListsOfPeakAgree) {
 }
 
 TEST_P(TinyAttention, ListsOfMassAgree) {
-  for (const auto& [arch, headDim] : kModels) {
+  for (const auto& [arch, headDim] : modelsFor(GetParam())) {
     SampleAttentionParams params = paramsOf(Policy::mass);
     expectAgreement(GetParam(), std::string("mass ") + arch + " " + headDim, modelOf(arch, headDim),
                     params);
@@ -188,7 +196,7 @@ TEST_P(TinyAttention, EpsilonsByHeadAreUsed) {
 
 // Logits of a sparse prompt: a column close to a threshold makes more difference than rounding.
 TEST_P(TinyAttention, SparsePromptsAreCloseToTheReference) {
-  for (const auto& [arch, headDim] : kModels)
+  for (const auto& [arch, headDim] : modelsFor(GetParam()))
     for (const Policy policy : {Policy::peak, Policy::mass})
       for (const KvType kvCache : {KvType::bf16, KvType::q8}) {
         const auto model = modelOf(arch, headDim);
@@ -205,7 +213,7 @@ TEST_P(TinyAttention, SparsePromptsAreCloseToTheReference) {
 
 // The master invariant, and that the comparison sees lists at all.
 TEST_P(TinyAttention, EveryColumnKeptEqualsDense) {
-  for (const auto& [arch, headDim] : kModels) {
+  for (const auto& [arch, headDim] : modelsFor(GetParam())) {
     const auto model = modelOf(arch, headDim);
     const SessionOptions options = optionsOf(GetParam(), kContextTokens);
     Prompt prompt = askedPrompt(1500, 40, Policy::dense);
@@ -231,7 +239,7 @@ TEST_P(TinyAttention, EveryColumnKeptEqualsDense) {
 
 TEST_P(TinyAttention, PromptsOfAnyLength) {
   const auto model = modelOf("llama", "64");
-  for (const int64_t files : {0, 1, 2, 7, 63, 127, 128, 129, 511, 512, 513, 1023, 1025, 1537, 2047})
+  for (const int64_t files : {0, 1, 7, 127, 128, 129, 511, 512, 513, 1025, 2047})
     for (const int64_t question : {1, 2, 9, 130}) {
       const Prompt prompt =
           askedPrompt(files, question, Policy::peak, static_cast<uint32_t>(files + question));
