@@ -266,9 +266,15 @@ __global__ __launch_bounds__(warpsOf(kDim) * 32) void decodeSplit(const DecodeLa
     }
     float rescale[kTiles][2];
     uint32_t weights[kTiles][4];
-    // After some steps a maximum seldom rises; 256 dimensions of elements leave no register to skip
-    // on (sm_120).
-    constexpr bool kAlwaysRescales = kDim > 128 && std::is_same_v<Step, ElementStep<T, kDim>>;
+    // After some steps a maximum seldom rises. Elements of 256 dimensions, on sm_120 also two tiles
+    // of 128, leave no register to skip on.
+#if __CUDA_ARCH__ >= 1200
+    constexpr int kMostToSkip = 128;
+#else
+    constexpr int kMostToSkip = 256;
+#endif
+    constexpr bool kAlwaysRescales =
+        std::is_same_v<Step, ElementStep<T, kDim>> && (kDim > 128 || kDim * kTiles > kMostToSkip);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       tiles[m].template weigh<T>(scores[m], stepColumn(step), columnsEnd, scaleLog2, rescale[m],
