@@ -51,7 +51,7 @@ function checkNotices() {
       const manifest = inRoot('node_modules', name, 'package.json');
       return `${name} ${JSON.parse(readFileSync(manifest, 'utf8')).version}`;
     })
-    .concat(cudaTitles())
+    .concat(cudaRuntimeTitle())
     .filter((title) => !notices.includes(`\n${title}\n`));
   if (missing.length > 0) {
     throw new Problem(
@@ -61,14 +61,13 @@ function checkNotices() {
   }
 }
 
-/** What is compiled into the CUDA engine, as its versions are pinned. */
-function cudaTitles() {
+/** What is linked into the CUDA engine, in the version that is pinned. */
+function cudaRuntimeTitle() {
   const pinned = readFileSync(inRoot('cuda-requirements.txt'), 'utf8');
-  return ['nvidia-cuda-runtime'].map((name) => {
-    const version = new RegExp(`^${name}==(\\S+)`, 'm').exec(pinned)?.[1];
-    if (version === undefined) throw new Problem(`cuda-requirements.txt does not pin ${name}.`);
-    return `${name} ${version}`;
-  });
+  const version = /^nvidia-cuda-runtime==(\S+)/m.exec(pinned)?.[1];
+  if (version === undefined)
+    throw new Problem('cuda-requirements.txt pins no nvidia-cuda-runtime.');
+  return `nvidia-cuda-runtime ${version}`;
 }
 
 function checkContents(file) {
