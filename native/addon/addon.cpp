@@ -10,6 +10,7 @@
 #include "error.h"
 #include "kernels/cpu/attention/kernels.h"
 #include "kernels/cpu/instruction_set.h"
+#include "kernels/cpu/linear/few_rows.h"
 #include "kernels/cpu/linear/linear.h"
 #include "model/synthetic.h"
 #include "session/machine.h"
@@ -27,7 +28,9 @@ Napi::Value machine(const Napi::CallbackInfo& info) {
     object.Set("cpuFeatures", list);
     Napi::Object kernels = Napi::Object::New(env);
     kernels.Set("attention", instructionSetName(chooseAttentionKernels().set));
-    kernels.Set("linear", linearSetsName(chooseLinearSets()) + ", decoding ggml " + cpuVariant());
+    kernels.Set("linear", linearSetsName(chooseLinearSets()) + ", decoding " +
+                              (chooseFewRowKernels() ? "avx512vnni, ggml " : "ggml ") +
+                              cpuVariant());
     object.Set("kernels", kernels);
     object.Set("totalMemoryBytes", static_cast<double>(totalMemoryBytes()));
     object.Set("availableMemoryBytes", static_cast<double>(availableMemoryBytes()));

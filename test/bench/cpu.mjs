@@ -1,10 +1,12 @@
 // `npm run bench:cpu`: Longsight beside libllama. Same libraries, file, text and machine, in turn.
-//   --only PART,...       of the parts model, avx2 (the model with AVX2 forced) and synthetic (0.5
-//                         billion random weights, 16/8 heads of 128 dimensions); default: all
+//   --only PART,...       of the parts model, avx2 (the model with AVX2 forced), q8 (the model with q8
+//                         KV caches, both of them) and synthetic (0.5 billion random weights, 16/8
+//                         heads of 128 dimensions); default: all
 //   --model FILE          a GGUF file (default: the demo model)
 //   --tokens 2048,8192    lengths of the prefill
 //   --runs 5              of which medians are taken
 //   --synthetic-runs 1    the same for the synthetic model, whose runs take minutes
+//   --synthetic-type Q8_0 of its weights, or Q4_1
 //   --threads N           default: one for each physical core
 //   --text FILE           default: the Python standard library, else the sample workspace
 import { spawn } from 'node:child_process';
@@ -35,11 +37,11 @@ function readText(file, bytes) {
   return { name: python ? `Python standard library, ${python}/*.py` : 'sample workspace', text };
 }
 
-async function writeSynthetic(vocabularyFrom) {
-  const file = inRoot('build/bench/synthetic-0.5B-Q8_0.gguf');
+async function writeSynthetic(vocabularyFrom, type) {
+  const file = inRoot(`build/bench/synthetic-0.5B-${type}.gguf`);
   if (existsSync(file)) return file;
   mkdirSync(path.dirname(file), { recursive: true });
-  await step('Writing random weights', program, [vocabularyFrom, `${file}.part`]);
+  await step('Writing random weights', program, [vocabularyFrom, `${file}.part`, type]);
   renameSync(`${file}.part`, file);
   return file;
 }
@@ -184,7 +186,7 @@ function parse(options) {
   }
 }
 
-const allParts = ['model', 'avx2', 'synthetic'];
+const allParts = ['model', 'avx2', 'q8', 'synthetic'];
 
 /** What was asked for, checked. */
 function options() {
@@ -196,6 +198,7 @@ function options() {
     tokens: text('2048,8192'),
     runs: text('5'),
     'synthetic-runs': text('1'),
+    'synthetic-type': text('Q8_0'),
     threads: text('0'),
   });
   const only = values.only.split(',');
@@ -203,6 +206,9 @@ function options() {
   if (unknown.length > 0) {
     throw new Problem(`There is no part ${unknown.join(', ')}.`, `Parts: ${allParts.join(', ')}.`);
   }
+  const syntheticType = values['synthetic-type'];
+  if (!['Q8_0', 'Q4_1'].includes(syntheticType))
+    throw new Problem(`--synthetic-type ${syntheticType} is not possible.`, 'Q8_0 or Q4_1.');
   const tokens = values.tokens.split(',').map(Number);
   const [runs, syntheticRuns, threads] = [
     values.runs,
@@ -217,7 +223,8 @@ function options() {
       'Whole numbers: tokens from 64, separated by commas; runs from 1; threads from 0.',
     );
   }
-  return { only, tokens, runs, syntheticRuns, threads, model: values.model, text: values.text };
+  const { model, text: textFile } = values;
+  return { only, tokens, runs, syntheticRuns, syntheticType, threads, model, text: textFile };
 }
 
 function hasAvx2() {
@@ -227,7 +234,7 @@ function hasAvx2() {
 }
 
 main(async () => {
-  const { only, tokens, runs, syntheticRuns, threads, ...given } = options();
+  const { only, tokens, runs, syntheticRuns, syntheticType, threads, ...given } = options();
   const load = loadavg()[0];
   await build();
   await step('Building the bench', 'cmake', ['--build', inRoot('build'), '--target', 'cpu_bench']);
@@ -254,13 +261,17 @@ main(async () => {
     const part = { title: 'AVX2 forced', model, runs, reference, peakNames: ['avx2'] };
     await add(part, { counts: [most], what, env: { LONGSIGHT_CPU: 'avx2' } });
   }
+  if (only.includes('q8')) {
+    const part = { title: 'q8 KV cache', model, runs };
+    await add(part, { counts: [most], at: depths, what: 'libllama,dense,q8' });
+  }
   if (only.includes('synthetic')) {
     const part = {
       title: 'Synthetic 0.5B',
-      model: await writeSynthetic(model),
+      model: await writeSynthetic(model, syntheticType),
       runs: syntheticRuns,
     };
-    await add(part, { what: 'libllama,dense,peak' });
+    await add(part, { at: depths, what: 'libllama,dense,peak' });
   }
   if (parts.length === 0) throw new Problem('This processor has no AVX2.', 'Measure another part.');
   const seconds = (performance.now() - start) / 1000;

@@ -1,8 +1,10 @@
 // Longsight and libllama on the same file, prompt and machine, in turn. For `npm run bench:cpu`,
 // which makes a table of the measurements: one a line, `quantity size name value`.
 //   cpu_bench MODEL THREADS RUNS TOKENS,... DEPTHS,... WHAT,... < TEXT
-//     0 threads = the physical cores; WHAT: libllama, dense, peak, score
-//   cpu_bench MODEL OUT     writes a model of random weights with the vocabulary of MODEL
+//     0 threads = the physical cores; WHAT: libllama, dense, peak, score; q8: with q8 KV caches
+//   cpu_bench MODEL OUT TYPE   writes a model of random weights, Q8_0 or Q4_1, with the vocabulary
+//   of
+//                              MODEL
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -223,13 +225,17 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
     return std::span<const int32_t>(tokens).first(static_cast<size_t>(count));
   };
   const CancelFlag cancel;
-  Session session(model, {.contextTokens = most, .threads = threads}, cancel, nullptr);
+  const bool q8 = what.contains("q8");
+  Session session(
+      model, {.contextTokens = most, .threads = threads, .kvCache = q8 ? KvType::q8 : KvType::bf16},
+      cancel, nullptr);
   std::unique_ptr<llama_model, decltype(&llama_model_free)> theirs(nullptr, &llama_model_free);
   std::unique_ptr<Llama> llama;
   if (what.contains("libllama")) {
     theirs.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
     if (!theirs) throw std::runtime_error("libllama does not load " + path);
-    llama = fastestLlama(theirs.get(), head(std::min<int64_t>(most, 2048)), most, threads);
+    llama = q8 ? std::make_unique<Llama>(theirs.get(), most, threads, 2048, GGML_TYPE_Q8_0)
+               : fastestLlama(theirs.get(), head(std::min<int64_t>(most, 2048)), most, threads);
   }
   ThreadPool pool(threads);
   const LinearSets linear = chooseLinearSets();
@@ -280,8 +286,12 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
 // ---- a model of random weights
 // -------------------------------------------------------------------
 
-// 0.5 billion weights in Q8_0, 16 query heads on 8 key heads of 128 dimensions.
-void writeSynthetic(const std::string& vocabularyFrom, const std::string& path) {
+// 0.5 billion weights, 16 query heads on 8 key heads of 128 dimensions.
+void writeSynthetic(const std::string& vocabularyFrom, const std::string& path,
+                    const std::string& typeName) {
+  if (typeName != "Q8_0" && typeName != "Q4_1")
+    throw std::runtime_error("random weights are Q8_0 or Q4_1, not " + typeName);
+  const ggml_type type = typeName == "Q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_1;
   cpuDevice();
   const std::unique_ptr<gguf_context, decltype(&gguf_free)> source(
       gguf_init_from_file(vocabularyFrom.c_str(), {/*no_alloc=*/true, nullptr}), &gguf_free);
@@ -290,7 +300,8 @@ void writeSynthetic(const std::string& vocabularyFrom, const std::string& path) 
   const std::unique_ptr<gguf_context, decltype(&gguf_free)> target(gguf_init_empty(), &gguf_free);
   gguf_set_kv(target.get(), source.get());
   gguf_set_val_str(target.get(), "general.name", "Synthetic 0.5B");
-  gguf_set_val_u32(target.get(), "general.file_type", LLAMA_FTYPE_MOSTLY_Q8_0);
+  gguf_set_val_u32(target.get(), "general.file_type",
+                   type == GGML_TYPE_Q8_0 ? LLAMA_FTYPE_MOSTLY_Q8_0 : LLAMA_FTYPE_MOSTLY_Q4_1);
   constexpr int64_t kLayers = 28, kWidth = 1024, kFeedForward = 3072, kHeads = 16, kKvHeads = 8;
   constexpr int64_t kHeadDim = 128;
   const std::map<std::string, int64_t> shape = {{"block_count", kLayers},
@@ -315,7 +326,7 @@ void writeSynthetic(const std::string& vocabularyFrom, const std::string& path) 
     if (rows > 1)
       for (float& value : values) value = scale * uniform(random);
     const int64_t sizes[] = {columns, rows};
-    ggml_tensor* tensor = rows > 1 ? ggml_new_tensor(context.get(), GGML_TYPE_Q8_0, 2, sizes)
+    ggml_tensor* tensor = rows > 1 ? ggml_new_tensor(context.get(), type, 2, sizes)
                                    : ggml_new_tensor(context.get(), GGML_TYPE_F32, 1, sizes);
     ggml_set_name(tensor, (name + ".weight").c_str());
     ggml_quantize_chunk(tensor->type, values.data(), tensor->data, 0, rows, columns, nullptr);
@@ -353,14 +364,14 @@ std::vector<int64_t> ascending(const std::string& text) {
 }  // namespace
 
 int main(int count, char** given) try {
-  if (count == 3) {
-    writeSynthetic(given[1], given[2]);
+  if (count == 4) {
+    writeSynthetic(given[1], given[2], given[3]);
   } else if (count == 7) {
     const int32_t threads = std::stoi(given[2]) > 0 ? std::stoi(given[2]) : physicalCores();
     bench(given[1], threads, std::stoll(given[3]), ascending(given[4]), ascending(given[5]),
           parts(given[6]));
   } else {
-    throw std::runtime_error("2 or 6 arguments are needed: npm run bench:cpu gives them");
+    throw std::runtime_error("3 or 6 arguments are needed: npm run bench:cpu gives them");
   }
 } catch (const std::exception& error) {
   std::fprintf(stderr, "cpu_bench: %s\n", error.what());

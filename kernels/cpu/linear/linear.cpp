@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/linear/few_rows.h"
 #include "kernels/cpu/linear/kernels.h"
 
 namespace longsight {
@@ -106,6 +107,15 @@ const LinearKernels* integerLinearKernels(InstructionSet set) {
 #if defined(__x86_64__)
   if (set == InstructionSet::avx512vnni && instructionSetRuns(set))
     return avx512vnniLinearKernels();
+#endif
+  return nullptr;
+}
+
+const FewRowKernels* chooseFewRowKernels() {
+#if defined(__x86_64__)
+  const bool runs = isInstructionSetForced() ? chooseInstructionSet() == InstructionSet::avx512vnni
+                                             : instructionSetRuns(InstructionSet::avx512vnni);
+  if (runs) return avx512vnniFewRowKernels();
 #endif
   return nullptr;
 }
