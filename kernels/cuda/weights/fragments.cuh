@@ -42,6 +42,18 @@ __device__ __forceinline__ uint32_t wordOf(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
+// Copies 16 bytes of weights to shared memory, zeros when not valid. They are read once a step, so
+// they are the first to leave the level-2 cache, which would otherwise lose what every launch needs
+// again: its instructions, activations, norms.
+__device__ __forceinline__ void copyWeights16(uint32_t target, const void* source, bool valid) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(target),
+      "l"(source), "r"(valid ? 16 : 0), "l"(policy)
+      : "memory");
+}
+
 // Where a matrix lies, for the readers.
 struct MatrixSource {
   const char* data;
@@ -67,7 +79,7 @@ struct BlockReader {
 #pragma unroll
     for (int i = 0; i < kCopies; i += 32) {
       if (i + 32 <= kCopies || lane < kCopies - i) {
-        copyAsync16(target + (i + lane) * 16, from + i * 16, true);
+        copyWeights16(target + (i + lane) * 16, from + i * 16, true);
       }
     }
   }
@@ -249,8 +261,8 @@ struct PlainReader {
       const int row = tile * kTileRows + rowOfTile;
       const bool valid = row < source.rows && column < source.columns;
       const int64_t element = valid ? int64_t{row} * source.columns + column : 0;
-      copyAsync16(target + pieceOffset(rowOfTile, t, piece), source.data + element * kElementBytes,
-                  valid);
+      copyWeights16(target + pieceOffset(rowOfTile, t, piece),
+                    source.data + element * kElementBytes, valid);
     }
   }
 

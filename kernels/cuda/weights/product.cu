@@ -12,6 +12,7 @@
 // end, so that the input is looked at once. Sums are f32.
 #include <algorithm>
 
+#include "device/dependent_launch.cuh"
 #include "weights/fragments.cuh"
 #include "weights/product_plan.h"
 #include "weights/weights.h"
@@ -46,20 +47,7 @@ struct alignas(16) ProductArguments {
   float* partials;
 };
 
-// Lets the next launch of the stream begin; waits until the one before has ended and its writes are
-// visible. What was written by it must be read past the level-1 cache.
-__device__ __forceinline__ void letNextLaunchBegin() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void waitForLaunchBefore() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void prefetchToL2(const void* address) {
+__device__ __forceinline__ void prefetchLine(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
@@ -224,7 +212,7 @@ __device__ __noinline__ void stageInput(const ProductArguments& arguments, int b
       for (int k = 0; k < kPieces; ++k) {
         if (norm) loadNorm8(arguments, min(start + k * kStep, columns - 8), norms[k]);
       }
-      if (firstRow == 0 && start == first) waitForLaunchBefore();
+      if (firstRow == 0 && start == first) waitForPrevious();
       float values[kRows][kPieces][8];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -451,11 +439,11 @@ __device__ __forceinline__ void runPart(const ProductArguments& arguments,
   for (int stage = 0; stage < stages - 1; ++stage) fill(stage);
   if (arguments.normWeights != nullptr) {
     const int line = static_cast<int>(blockIdx.x + threadIdx.x * gridDim.x) * 32;
-    if (line < arguments.columns) prefetchToL2(arguments.normWeights + line);
+    if (line < arguments.columns) prefetchLine(arguments.normWeights + line);
   }
   if (part.bias != nullptr) {
     const int row = work.tileBegin * kTileRows + static_cast<int>(threadIdx.x) * 32;
-    if (row < min(work.tileEnd * kTileRows, part.source.rows)) prefetchToL2(part.bias + row);
+    if (row < min(work.tileEnd * kTileRows, part.source.rows)) prefetchLine(part.bias + row);
   }
 
   char* input = shared + arguments.inputOffset;
@@ -470,7 +458,7 @@ __device__ __forceinline__ void runPart(const ProductArguments& arguments,
   }
   __syncthreads();
   // Not earlier, or the weights of the next launch would queue before this input.
-  letNextLaunchBegin();
+  letNextStart();
   if (static_cast<int>(threadIdx.x) < arguments.rows) {
     computeOutScale<Operand>(arguments, threadIdx.x, Reader::kScale, scratch);
   }
@@ -675,17 +663,8 @@ cudaError_t launchProduct(const ProductTask& task, void* workspace, cudaStream_t
                                  cudaSharedmemCarveoutMaxShared);
   }
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.ctas));
-  config.blockDim = dim3(kProductThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(plan.sharedBytes);
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = device.overlaps ? 1 : 0;
-  return cudaLaunchKernelEx(&config, multiplyFewRows, arguments);
+  return launchDependent(multiplyFewRows, dim3(static_cast<unsigned>(plan.ctas)), kProductThreads,
+                         static_cast<size_t>(plan.sharedBytes), stream, arguments);
 }
 
 }  // namespace longsight::cuda

@@ -94,7 +94,7 @@ Split bestSplit(const PartShape& shape, int32_t rows, int32_t ctas, int32_t inpu
 }  // namespace
 
 cudaError_t productDevice(ProductDevice& device) {
-  int ordinal = 0, perProcessor = 0, reserved = 0, optIn = 0, major = 0;
+  int ordinal = 0, perProcessor = 0, reserved = 0, optIn = 0;
   const auto attribute = [&](int* value, cudaDeviceAttr name) {
     return cudaDeviceGetAttribute(value, name, ordinal);
   };
@@ -104,9 +104,7 @@ cudaError_t productDevice(ProductDevice& device) {
   if (error == cudaSuccess) error = attribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock);
   if (error == cudaSuccess) error = attribute(&optIn, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (error == cudaSuccess) error = attribute(&device.processors, cudaDevAttrMultiProcessorCount);
-  if (error == cudaSuccess) error = attribute(&major, cudaDevAttrComputeCapabilityMajor);
   if (error != cudaSuccess) return error;
-  device.overlaps = major >= 9;
   // The kernel has some static shared memory besides.
   constexpr int kStaticBytes = 2 << 10;
   device.sharedBytesAlone = optIn - kStaticBytes;

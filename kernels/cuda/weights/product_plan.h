@@ -24,8 +24,6 @@ struct ProductDevice {
   // its weights early, has room beside it; and without that.
   int32_t sharedBytes = 0;
   int32_t sharedBytesAlone = 0;
-  // Programmatic dependent launch exists (sm_90).
-  bool overlaps = false;
 };
 cudaError_t productDevice(ProductDevice& device);
 

@@ -126,6 +126,28 @@ void benchProduct(const Ground& ground, int32_t type, int64_t rows, int64_t colu
   std::printf("\n");
 }
 
+// q, k and v where v has another type, as in half of the layers of Q4_K_M.
+void benchMixed(const Ground& ground) {
+  std::vector<std::unique_ptr<RandomMatrix>> matrices;
+  constexpr int kLaunches = 30;
+  for (uint64_t i = 0; i < kLaunches; ++i) {
+    matrices.push_back(std::make_unique<RandomMatrix>(12, 5120, 4096, 2 * i + 1));
+    matrices.push_back(std::make_unique<RandomMatrix>(14, 1024, 4096, 2 * i + 2));
+  }
+  std::printf("product Q4_K 5120 and Q6_K 1024 x 4096:");
+  for (const int32_t rows : {1, 2, 4, 8}) {
+    const double ms = graphMs([&](cudaStream_t stream) {
+      for (size_t i = 0; i < matrices.size(); i += 2) {
+        const ProductTask task = ground.task({matrices[i]->matrix, matrices[i + 1]->matrix}, rows,
+                                             true, ProductEpilogue::storeF32);
+        require(launchProduct(task, ground.workspace.data(), stream), "product");
+      }
+    });
+    std::printf("  %d: %.2f us", rows, ms * 1e3 / kLaunches);
+  }
+  std::printf("\n");
+}
+
 // The products of a token of llama-3.1-8b, in order.
 void benchModel(const Ground& ground, const char* name, int32_t most, int32_t better) {
   constexpr int kLayers = 32;
@@ -213,6 +235,7 @@ int run(bool all) {
   benchModel(ground, "Q4_K_M", 12, 14);
   benchModel(ground, "Q8_0", 8, 8);
   benchModel(ground, "BF16", 30, 30);
+  benchMixed(ground);
   const int64_t shapes[][2] = {
       {6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {128256, 4096}};
   for (const int32_t type : {12, 14, 8, 30}) {
