@@ -1,6 +1,8 @@
 #include "session/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <unordered_set>
@@ -19,17 +21,64 @@ constexpr double kMostBias = 1000;
 // apart.
 constexpr double kNegligible = 51;
 
-// e^x for x <= 0, within 2 units in the last place. IEEE products, sums and scalings alone (this
-// file is compiled without contraction), so the bits are the same everywhere.
-double expOf(double x) {
-  if (x < -700) return 0;
+// e^x for x <= 0, within 2 units in the last place. IEEE products, sums and shifts alone (this file
+// is compiled without contraction), so the bits are the same everywhere, one at a time or several.
+inline double expOf(double x) {
   constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  const double k = std::nearbyint(x * 0x1.71547652b82fep+0);
+  // Adding this rounds to a whole number and leaves it in the low bits.
+  constexpr double kRound = 0x1.8p52;
+  const double rounded = x * 0x1.71547652b82fep+0 + kRound;
+  const double k = rounded - kRound;
   const double r = (x - k * kLn2High) - k * kLn2Low;
   // Taylor: |r| <= ln(2) / 2, where the first term left out is below 2^-57.
-  double sum = 1;
-  for (int n = 13; n >= 1; --n) sum = 1 + r / n * sum;
-  return std::ldexp(sum, static_cast<int>(k));
+  double sum = 1.0 / 6227020800;
+  for (const double term : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                            1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6,
+                            1.0 / 2, 1.0, 1.0})
+    sum = sum * r + term;
+  const double power = std::bit_cast<double>((std::bit_cast<uint64_t>(rounded) + 1023) << 52);
+  return x < -700 ? 0 : sum * power;
+}
+
+double sumOf(std::span<const double> values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return sum;
+}
+
+void expAll(std::span<double> values) {
+  for (double& value : values) value = expOf(value);
+}
+
+// Throws Error internal when a logit is NaN or +infinity. In lanes, so that the compiler can take
+// many at once: the vocabulary is large, and every token waits for this.
+float largestOf(std::span<const float> logits) {
+  constexpr size_t kLanes = 32;
+  constexpr float kInfinite = std::numeric_limits<float>::infinity();
+  std::array<float, kLanes> most;
+  std::array<int32_t, kLanes> wrong{};
+  most.fill(-kInfinite);
+  size_t i = 0;
+  for (; i + kLanes <= logits.size(); i += kLanes)
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float logit = logits[i + lane];
+      most[lane] = logit > most[lane] ? logit : most[lane];
+      wrong[lane] |= !(logit < kInfinite);
+    }
+  for (; i < logits.size(); ++i) {
+    most[0] = std::max(most[0], logits[i]);
+    wrong[0] |= !(logits[i] < kInfinite);
+  }
+  if (std::any_of(wrong.begin(), wrong.end(), [](int32_t bits) { return bits != 0; })) {
+    const auto bad = std::find_if(logits.begin(), logits.end(),
+                                  [](float logit) { return !(logit < kInfinite); });
+    throw Error(ErrorCode::internal,
+                "The model computed " + std::to_string(*bad) + " for token " +
+                    std::to_string(bad - logits.begin()) + " of " + std::to_string(logits.size()) +
+                    ".",
+                "Ask again; when it happens again, use another model file.");
+  }
+  return *std::max_element(most.begin(), most.end());
 }
 
 std::string outside(const char* name, double value, const std::string& range) {
@@ -90,12 +139,15 @@ void Sampler::adjust(std::span<const float> logits) {
 }
 
 int32_t Sampler::pick(std::span<const float> logits) {
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (!(logits[i] < kInfinity))
-      throw Error(ErrorCode::internal,
-                  "The model computed " + std::to_string(logits[i]) + " for token " +
-                      std::to_string(i) + " of " + std::to_string(logits.size()) + ".",
-                  "Ask again; when it happens again, use another model file.");
+  const float largest = largestOf(logits);
+  const bool isPlain = sampling_.temperature == 0 && sampling_.logitBias.empty() &&
+                       sampling_.repetitionPenalty == 1;
+  if (isPlain && largest > -kInfinity) {
+    const auto token =
+        static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+    remember(token);
+    return token;
+  }
   adjust(logits);
   const auto best = std::max_element(adjusted_.begin(), adjusted_.end());
   if (best == adjusted_.end() || *best == -kInfinity)
@@ -116,23 +168,26 @@ int32_t Sampler::draw(double best) {
     if (adjusted_[i] >= floor) candidates_.push_back({adjusted_[i], static_cast<int32_t>(i)});
   keepTopK();
   keepTopP(best);
-  std::erase_if(candidates_, [&](const Candidate& candidate) {
-    return expOf(candidate.logit - best) < sampling_.minP;
-  });
+  keepMinP(best);
   if (sorted_ > 0) std::ranges::sort(candidates_, {}, &Candidate::token);
 
-  double total = 0;
-  for (Candidate& candidate : candidates_)
-    total += candidate.logit = expOf((candidate.logit - best) / temperature);
-  double left = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
-  for (const Candidate& candidate : candidates_) {
-    left -= candidate.logit;
-    if (left < 0) return candidate.token;
+  weigh(best, temperature);
+  double left = static_cast<double>(random_() >> 11) * 0x1p-53 * sumOf(weights_);
+  for (size_t i = 0; i < weights_.size(); ++i) {
+    left -= weights_[i];
+    if (left < 0) return candidates_[i].token;
   }
   // Rounding may leave nothing for the last one that has a share.
-  const auto last = std::find_if(candidates_.rbegin(), candidates_.rend(),
-                                 [](const Candidate& candidate) { return candidate.logit > 0; });
-  return last->token;
+  size_t last = weights_.size() - 1;
+  while (weights_[last] == 0) --last;
+  return candidates_[last].token;
+}
+
+void Sampler::weigh(double best, double temperature) {
+  weights_.resize(candidates_.size());
+  for (size_t i = 0; i < weights_.size(); ++i)
+    weights_[i] = (candidates_[i].logit - best) / temperature;
+  expAll(weights_);
 }
 
 void Sampler::keepTopK() {
@@ -145,8 +200,8 @@ void Sampler::keepTopK() {
 
 void Sampler::keepTopP(double best) {
   if (sampling_.topP >= 1) return;
-  double total = 0;
-  for (const Candidate& candidate : candidates_) total += expOf(candidate.logit - best);
+  weigh(best, 1);
+  const double total = sumOf(weights_);
   double kept = 0;
   size_t count = 0;
   while (count < candidates_.size() && (count == 0 || kept < sampling_.topP * total)) {
@@ -155,6 +210,15 @@ void Sampler::keepTopP(double best) {
   }
   candidates_.resize(count);
   sorted_ = count;
+}
+
+void Sampler::keepMinP(double best) {
+  if (sampling_.minP == 0) return;
+  weigh(best, 1);
+  size_t kept = 0;
+  for (size_t i = 0; i < weights_.size(); ++i)
+    if (weights_[i] >= sampling_.minP) candidates_[kept++] = candidates_[i];
+  candidates_.resize(kept);
 }
 
 // Usually few are wanted of very many: they are sorted in steps.

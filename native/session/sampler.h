@@ -71,6 +71,9 @@ class Sampler {
   int32_t draw(double best);
   void keepTopK();
   void keepTopP(double best);
+  void keepMinP(double best);
+  // Weights of the candidates: e^((logit - best) / temperature).
+  void weigh(double best, double temperature);
   void sortTo(size_t count);
   void remember(int32_t token);
 
@@ -84,6 +87,7 @@ class Sampler {
   // What is still in the race. The first sorted_ are the likeliest, in order.
   std::vector<Candidate> candidates_;
   size_t sorted_ = 0;
+  std::vector<double> weights_;
 };
 
 }  // namespace longsight
