@@ -120,6 +120,8 @@ export interface NativeModel {
       threads: number;
       ropeBaseScale: number;
       kvCache: KvCacheType;
+      /** On a GPU: rows that a prefill takes through all layers together; absent = as it likes. */
+      chunkRows?: number;
     },
     onProgress: (doneBytes: number, totalBytes: number) => void,
   ): Promise<NativeSession>;
@@ -164,7 +166,10 @@ export interface GenerateResult {
   speculation: SpeculationStats | null;
   /** Of this prefill, from the GPU's clock; null on the CPU. */
   times: PartTimes | null;
-  /** Most of the GPU's memory that this process has had, as the driver counts; null on the CPU. */
+  /**
+   * Most of the GPU's memory that was taken since the weights came, as the driver counts; null on the
+   * CPU.
+   */
   devicePeakBytes: number | null;
 }
 
@@ -256,7 +261,8 @@ export interface NativeSession {
   use(calibration: { params: SampleAttentionParams; headEpsilons: number[] }): void;
   /**
    * Writes the first `rows` rows at most, whole sparse segments only, to a file that takes the place
-   * of `path` in one step, readable by this user only. Until then `path` stays as it was.
+   * of `path` in one step, readable by this user only. Until then `path` stays as it was. A path in
+   * /dev/shm keeps the rows in the memory of the machine.
    */
   save(path: string, rows: number, onProgress: ByteProgress): Promise<SavedRows>;
   /** Length of the file that `save` would write. */

@@ -180,8 +180,13 @@ bool CudaBackend::logits(const float* states, int64_t rows, float* out, const Ca
                                  &Progress::proceed, static_cast<void*>(&progress));
 }
 
-Backend::Speed CudaBackend::probe(int64_t, const CancelFlag& cancel) {
+Backend::Speed CudaBackend::probe(int64_t usedRows, const CancelFlag& cancel) {
   LsSpeed speed{};
+  {
+    // Rows that the session has forgotten are room for the probe.
+    const std::lock_guard turn(model_->turn());
+    api().sessionTruncate(session_, usedRows);
+  }
   if (!cancel.isSet()) call(api().sessionProbe, session_, &speed);
   return {speed.linearMsPerRow, speed.attentionMsPerPair};
 }

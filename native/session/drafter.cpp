@@ -21,6 +21,8 @@ constexpr double kLearning = 0.1;
 constexpr double kForgetting = 0.01;
 // What a further row is believed to add to a step, as a share of one row, until it was measured.
 constexpr double kAssumedRowCost = 0.05;
+// Weight of a step that took longer than believed.
+constexpr double kSlowingDown = 0.05;
 // A draft must promise this much more than a plain step.
 constexpr double kLeastGain = 1.02;
 
@@ -127,12 +129,13 @@ std::vector<int32_t> Drafter::draft(size_t most) {
 }
 
 void Drafter::observe(size_t drafted, size_t accepted, double stepMs) {
-  // The first step of a size also prepares it.
+  // The first step of a size also prepares it. Later ones are slow when other programs want the
+  // machine: what a step can do counts for more.
   double& cost = stepMs_[drafted];
-  if (++seen_[drafted] == 2)
+  if (++seen_[drafted] == 2 || stepMs < cost)
     cost = stepMs;
   else if (seen_[drafted] > 2)
-    cost += 0.2 * (stepMs - cost);
+    cost += kSlowingDown * (stepMs - cost);
   if (drafted == 0) {
     for (size_t kind = 0; kind < kKinds; ++kind)
       chance_[kind] += kForgetting * (kFirstChance[kind] - chance_[kind]);

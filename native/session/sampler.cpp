@@ -32,9 +32,9 @@ inline double expOf(double x) {
   const double r = (x - k * kLn2High) - k * kLn2Low;
   // Taylor: |r| <= ln(2) / 2, where the first term left out is below 2^-57.
   double sum = 1.0 / 6227020800;
-  for (const double term : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                            1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6,
-                            1.0 / 2, 1.0, 1.0})
+  for (const double term :
+       {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+        1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2, 1.0, 1.0})
     sum = sum * r + term;
   const double power = std::bit_cast<double>((std::bit_cast<uint64_t>(rounded) + 1023) << 52);
   return x < -700 ? 0 : sum * power;
@@ -140,8 +140,8 @@ void Sampler::adjust(std::span<const float> logits) {
 
 int32_t Sampler::pick(std::span<const float> logits) {
   const float largest = largestOf(logits);
-  const bool isPlain = sampling_.temperature == 0 && sampling_.logitBias.empty() &&
-                       sampling_.repetitionPenalty == 1;
+  const bool isPlain =
+      sampling_.temperature == 0 && sampling_.logitBias.empty() && sampling_.repetitionPenalty == 1;
   if (isPlain && largest > -kInfinity) {
     const auto token =
         static_cast<int32_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
