@@ -94,7 +94,9 @@ struct ProductPart {
 
 // Products of 1 to 8 rows of activations with up to three matrices of the same columns and any
 // types, such as q, k and v. Each row's result depends on that row alone, not on the others nor on
-// how many there are, but for the last bits; the same call gives the same bits.
+// how many there are, but for the last bits; the same call gives the same bits. Sums are f32. The
+// input is rounded to bf16 beside BF16 and F32 weights, elsewhere to fp16 of an eighth of it, which
+// cuts off what exceeds 500,000.
 struct ProductTask {
   int32_t rows = 0;
   ProductInput inputType = ProductInput::f32;
