@@ -8,7 +8,6 @@ namespace longsight::cuda {
 namespace {
 
 constexpr uint64_t kStagingBytes = uint64_t{16} << 20;
-constexpr float kBiasDeviation = 0.0f;
 
 DeviceBlock takeWeights(uint64_t bytes) {
   const DeviceBytes device = deviceBytes();
@@ -119,25 +118,25 @@ void Model::fillRandom(uint64_t seed) {
   const auto fill = [&](const PlannedMatrix& planned) {
     check(launchFillRandom(matrix(planned), ++seed, stream_), "Filling weights");
   };
-  const auto fillVector = [&](ArenaOffset offset, int64_t count, float mean, float deviation) {
+  const auto fillVector = [&](ArenaOffset offset, int64_t count, float value) {
     if (offset == kAbsent) return;
-    check(launchFillRandomVector(const_cast<float*>(vector(offset)), count, mean, deviation, ++seed,
+    check(launchFillRandomVector(const_cast<float*>(vector(offset)), count, value, 0.0f, ++seed,
                                  stream_),
           "Filling norms");
   };
   const ModelShape& shape = plan_.shape;
   fill(plan_.tokenEmbedding);
   if (!plan_.tied()) fill(plan_.output);
-  fillVector(plan_.outputNorm, shape.embedding, 1.0f, 0.0f);
-  fillVector(plan_.outputBias, shape.vocabulary, 0.0f, kBiasDeviation);
+  fillVector(plan_.outputNorm, shape.embedding, 1.0f);
+  fillVector(plan_.outputBias, shape.vocabulary, 0.0f);
   for (const PlannedLayer& layer : plan_.layers) {
     for (const PlannedProduct& product : layer.products) {
       for (const PlannedMatrix& planned : product.matrices) fill(planned);
-      fillVector(product.bias, product.rows, 0.0f, kBiasDeviation);
+      fillVector(product.bias, product.rows, 0.0f);
     }
     for (size_t norm = 0; norm < kNorms; ++norm) {
       const bool ofHead = norm == LS_NORM_QUERY || norm == LS_NORM_KEY;
-      fillVector(layer.norms[norm], ofHead ? shape.headDim : shape.embedding, 1.0f, 0.0f);
+      fillVector(layer.norms[norm], ofHead ? shape.headDim : shape.embedding, 1.0f);
     }
   }
   finishUploads();

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 
 #include "cuda/engine/devices.h"
 #include "cuda/engine/memory.h"
