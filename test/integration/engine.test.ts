@@ -202,7 +202,7 @@ describe('integration: engine process with a real model', function () {
     const abort = new AbortController();
     const job = engine.ask(question(over), {
       signal: abort.signal,
-      onEvent: once(prefilled(600), () => abort.abort()),
+      onEvent: once(prefilled(512), () => abort.abort()),
     });
     const idle = new Promise<void>((resolve, reject) => {
       abort.signal.addEventListener('abort', () => assertIdleSoon().then(resolve, reject));
@@ -211,7 +211,8 @@ describe('integration: engine process with a real model', function () {
     await idle;
     const answer = await engine.ask(question(over)).result;
     assert.ok(answer.stats.reusedTokens >= 512, `${answer.stats.reusedTokens}`);
-    assert.ok(answer.stats.reusedTokens < answer.stats.promptTokens - 128);
+    // A prefill that has ended would leave all rows but the last.
+    assert.ok(answer.stats.reusedTokens < answer.stats.promptTokens - 1);
   });
 
   it('stops while it answers', async () => {
