@@ -227,7 +227,8 @@ describe('the views in a workbench', function () {
     const entry = chat.locator('.entry').nth(1);
     await chat.locator('.entry[data-state="done"]').waitFor();
     await entry.locator('summary', { hasText: /^Thought for \d+\.\d s$/ }).click();
-    assert.match(await entry.locator('.thought-text').innerText(), /\[src\/queue\.js "fail"\]/);
+    // The text is drawn by the toggle event, which comes after the click.
+    await entry.locator('.thought-text', { hasText: '[src/queue.js "fail"]' }).waitFor();
     assert.equal(await entry.locator('.thought-text .citation').count(), 0);
     assert.doesNotMatch(await entry.locator('> .answer').innerText(), /upper bound/);
     await entry.locator('.stats-line', { hasText: /thought \d/ }).waitFor();
