@@ -6,13 +6,18 @@ import { installedVersion } from '../engine/system';
 import { defaultModel } from '../models/catalog';
 import { run } from './run';
 
+const failedStatus = 1;
 const interruptedStatus = 130;
 
-// The reader of a pipe may go early, as `head` does; then nobody wants the rest.
+// The reader of a pipe may go early, as `head` does, or the disk be full; then nobody gets the rest.
 const abort = new AbortController();
+let outputLost = false;
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
-  process.exitCode = 1;
+  if (error.code !== 'EPIPE' && !outputLost) {
+    process.stderr.write(`longsight: Standard output cannot be written (${error.code}).\n`);
+  }
+  outputLost = true;
+  process.exitCode = failedStatus;
   abort.abort();
 });
 process.stderr.on('error', () => undefined);
@@ -40,5 +45,5 @@ void run(process.argv.slice(2), {
     new Engine({ workerPath: path.join(__dirname, 'worker.js'), background: false, log }),
   findModel: async () => (await defaultModel())?.path,
 }).then((status) => {
-  process.exitCode = status;
+  process.exitCode = outputLost ? failedStatus : status;
 });

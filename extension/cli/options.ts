@@ -11,6 +11,7 @@ import {
   type Sampling,
 } from '../engine/protocol';
 import { checkBias, defaultSampling, samplingFields } from '../engine/sampling';
+import { closest } from './closest';
 
 export type CommandName = 'ask' | 'pack' | 'score' | 'calibrate' | 'bench' | 'evaluate' | 'doctor';
 
@@ -357,11 +358,16 @@ export class Arguments {
       ]),
     );
     try {
-      const { values } = parseArgs({ args, options, strict: true, allowPositionals: false });
+      const { values } = parseArgs({
+        args: withValuesJoined(args, (name) => options[name]?.type === 'string'),
+        options,
+        strict: true,
+        allowPositionals: false,
+      });
       // Only options with a value are repeated.
       return new Arguments(command, values as Arguments['values']);
     } catch (error) {
-      throw new UsageError(usageSentence(error), command.name);
+      throw new UsageError(usageSentence(error, Object.keys(options)), command.name);
     }
   }
 
@@ -547,9 +553,31 @@ function notABias(name: string, value: string): string {
   return `--${name} ${value} is neither TOKEN=BIAS nor JSON like {"15043": -5}`;
 }
 
-function usageSentence(error: unknown): string {
+/** Where a value is due, what begins with one dash is it: `--device -1`. */
+function withValuesJoined(args: string[], takesValue: (name: string) => boolean): string[] {
+  const joined: string[] = [];
+  for (let at = 0; at < args.length; at++) {
+    const [arg, next] = [args[at]!, args[at + 1]];
+    if (arg.startsWith('--') && takesValue(arg.slice(2)) && /^-[^-]/.test(next ?? '')) {
+      joined.push(`${arg}=${next}`);
+      at++;
+    } else {
+      joined.push(arg);
+    }
+  }
+  return joined;
+}
+
+function usageSentence(error: unknown, known: readonly string[]): string {
   const message = error instanceof Error ? error.message : String(error);
+  const ambiguous = /^Option '(--[^\s']+).*' argument is ambiguous/.exec(message)?.[1];
+  if (ambiguous !== undefined) {
+    return `${ambiguous} has no value; one that begins with two dashes is written ${ambiguous}=VALUE.`;
+  }
   // The first sentence says what is wrong; the rest explains how to pass odd positionals.
   const first = message.split(/\. (?=[A-Z])|\n/)[0]!;
-  return first.endsWith('.') ? first : `${first}.`;
+  const unknown = /^Unknown option '--(.*)'$/.exec(first)?.[1];
+  const meant = unknown === undefined ? undefined : closest(unknown, known);
+  const hint = meant === undefined ? '' : ` Did you mean --${meant}?`;
+  return (first.endsWith('.') ? first : `${first}.`) + hint;
 }

@@ -26,6 +26,7 @@ import {
   speculationText,
   thinkingText,
 } from '../status/format';
+import { visibleLine } from './visible';
 
 export function citationsText(answer: AskAnswer): string {
   if (answer.citations.length === 0) return '';
@@ -40,7 +41,7 @@ export function citationsText(answer: AskAnswer): string {
 function citationText(citation: Citation): string {
   const { path, startLine, endLine, status } = citation;
   const range = startLine === endLine ? `${startLine}` : `${startLine}-${endLine}`;
-  const place = status === 'verified' ? `${path}:${range}` : path;
+  const place = status === 'verified' ? `${visibleLine(path)}:${range}` : visibleLine(path);
   const quote = citation.quote === '' ? '' : ` "${citation.quote}"`;
   return `${status.padEnd(9)} ${place}${quote}`;
 }
@@ -124,7 +125,7 @@ export function packText(result: PackResult): string {
   const width = Math.max(6, ...result.files.map((file) => formatCount(file.tokens).length));
   const lines = result.files.map(
     ({ tokens, tier, reason, path }) =>
-      `${formatCount(tokens).padStart(width)}  ${tier.padEnd(4)}  ${oneLine(path)}  (${reason})`,
+      `${formatCount(tokens).padStart(width)}  ${tier.padEnd(4)}  ${visibleLine(path)}  (${reason})`,
   );
   const count = (tier: string) => result.files.filter((file) => file.tier === tier).length;
   return [
@@ -218,9 +219,4 @@ export function columns(rows: string[][], left = 0): string {
 function block(rows: [string, string][]): string {
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}\n`).join('');
-}
-
-/** Unchanged, or quoted and escaped when it holds line ends or other controls. */
-function oneLine(text: string): string {
-  return /\p{Cc}/u.test(text) ? JSON.stringify(text) : text;
 }

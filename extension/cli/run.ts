@@ -16,12 +16,22 @@ import type {
 import { defaultFolderBytes, sessionFile, sessionsFolder } from '../engine/sessionStore';
 import { errorText, fallbackText } from '../status/format';
 import { commandHelp, generalHelp } from './help';
-import { Arguments, findCommand, mostTokens, UsageError, type CommandName } from './options';
+import {
+  Arguments,
+  commands,
+  findCommand,
+  mostTokens,
+  UsageError,
+  type Command,
+  type CommandName,
+} from './options';
 import { ProgressLine } from './progress';
 import { benchText } from './benchReport';
 import { calibrateText, citationsText, doctorText, packText, scoreText, statsText } from './report';
 import { prepareEvaluate } from './evaluate';
 import { generatedText } from './generatedText';
+import { closest } from './closest';
+import { visible } from './visible';
 
 export interface Terminal {
   stdout: (text: string) => void;
@@ -61,7 +71,9 @@ export async function run(argv: string[], parts: Parts): Promise<number> {
     }
     const info = toErrorInfo(error);
     showError(info, json, terminal);
-    if (info.code === 'internal' && error instanceof Error) terminal.stderr(`${error.stack}\n`);
+    if (info.code === 'internal' && error instanceof Error) {
+      terminal.stderr(visible(`${error.stack}\n`));
+    }
     return statusOf(error, parts.signal);
   }
 }
@@ -79,14 +91,12 @@ async function dispatch(argv: string[], parts: Parts): Promise<number> {
     return 0;
   }
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
-    const topic = name === 'help' && rest[0] !== undefined ? findCommand(rest[0]) : undefined;
-    const text = topic ? commandHelp(topic) : generalHelp();
     if (name === undefined) throw new UsageError('No command is given.', undefined);
-    terminal.stdout(text);
+    const topic = name === 'help' ? rest[0] : undefined;
+    terminal.stdout(topic === undefined ? generalHelp() : commandHelp(commandNamed(topic)));
     return 0;
   }
-  const command = findCommand(name);
-  if (!command) throw new UsageError(`There is no command ${name}.`, undefined);
+  const command = commandNamed(name);
   if (rest.includes('--help') || rest.includes('-h')) {
     terminal.stdout(commandHelp(command));
     return 0;
@@ -94,6 +104,15 @@ async function dispatch(argv: string[], parts: Parts): Promise<number> {
   const args = Arguments.parse(command, rest);
   const run = new CommandRun(args, parts);
   return run.finish(await prepared[command.name](args, run));
+}
+
+function commandNamed(name: string): Command {
+  const command = findCommand(name);
+  if (command !== undefined) return command;
+  const names = commands.map((known) => known.name);
+  const meant = closest(name, names);
+  const hint = meant === undefined ? '' : ` Did you mean ${meant}?`;
+  throw new UsageError(`There is no command ${name}.${hint}`, undefined);
 }
 
 /** What a command does once its arguments are known to be right. */
@@ -435,12 +454,12 @@ export class CommandRun {
   write(text: string): void {
     if (text === '') return;
     this.clearLine();
-    this.parts.terminal.stdout(text);
+    this.parts.terminal.stdout(visible(text));
   }
 
   note(text: string): void {
     this.clearLine();
-    this.parts.terminal.stderr(text);
+    this.parts.terminal.stderr(visible(text));
   }
 
   /** A piece of the thought that precedes the answer: dim, and never on standard output. */
@@ -449,7 +468,8 @@ export class CommandRun {
     this.progress.clear();
     this.inThought = true;
     const { stderr, rewritable } = this.parts.terminal;
-    stderr(rewritable ? `\x1b[2m${text}\x1b[22m` : text);
+    const shown = visible(text);
+    stderr(rewritable ? `\x1b[2m${shown}\x1b[22m` : shown);
   }
 
   /** What comes next begins on a line of its own. */
@@ -461,6 +481,6 @@ export class CommandRun {
 }
 
 function showError(error: EngineErrorInfo, json: boolean, terminal: Terminal): void {
-  if (json) terminal.stdout(`${JSON.stringify({ error })}\n`);
-  terminal.stderr(`longsight: ${errorText(error)}\n`);
+  if (json) terminal.stdout(visible(`${JSON.stringify({ error })}\n`));
+  terminal.stderr(visible(`longsight: ${errorText(error)}\n`));
 }

@@ -30,6 +30,7 @@ export class EngineChild {
   private readonly lines: string[] = [];
   private failure = '';
   private ended = false;
+  private closing = false;
   private readonly ending: Promise<void>;
 
   /** `background`: lets everything else on the machine go first. */
@@ -64,6 +65,7 @@ export class EngineChild {
 
   /** Asks the process to go by closing its channel; kills it when it has not gone in time. */
   async close(graceMs: number): Promise<void> {
+    this.closing = true;
     if (this.process.connected) this.process.disconnect();
     const timer = setTimeout(() => this.kill(), graceMs);
     await this.ending;
@@ -80,6 +82,8 @@ export class EngineChild {
         resolve();
       };
       this.process.once('exit', (code, signal) => {
+        // There is no `close` after a `disconnect` of ours, and nobody waits for what is in the pipe.
+        if (this.closing) return end(code, signal);
         const timer = setTimeout(() => end(code, signal), drainMs);
         this.process.once('close', () => {
           clearTimeout(timer);

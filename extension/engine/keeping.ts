@@ -1,7 +1,8 @@
 /** Rows of a workspace on disk: taken over by a new session, saved when they have changed. */
 import { stat, utimes } from 'node:fs/promises';
 import type { Prompt } from './addon';
-import { isCancelled, toErrorInfo } from './errors';
+import { systemCode } from '../workspace/errors';
+import { EngineError, isCancelled, toErrorInfo } from './errors';
 import { beginPhase, progressOf, stoppable, type JobContext } from './job';
 import type { Loaded, ModelKeeper } from './loading';
 import {
@@ -10,7 +11,7 @@ import {
   type SaveRequest,
   type SaveResult,
 } from './protocol';
-import { makeRoom } from './sessionStore';
+import { discardFromStore, makeRoom } from './sessionStore';
 
 /** A file that spares less than this share of the workspace is written anew. */
 const worthShare = 0.95;
@@ -66,7 +67,8 @@ interface Rows {
 
 /**
  * Fills a new session from the file, as part of loading. Whatever the file is, the question goes on:
- * only a cancel and a file of another kind, which a later save would not replace, are errors.
+ * only a cancel and somebody's file of another kind, which a later save would not replace, are
+ * errors.
  */
 export async function restoreRows(
   { session, kept }: Loaded,
@@ -89,7 +91,8 @@ export async function restoreRows(
     await utimes(file, new Date(), new Date()).catch(() => undefined);
   } catch (error) {
     const problem = toErrorInfo(error);
-    if (isCancelled(error) || problem.code === 'notSessionFile') throw error;
+    if (isCancelled(error)) throw error;
+    if (problem.code === 'notSessionFile' && !(await discardFromStore(file))) throw error;
     log(context, 'warn', `${problem.message} The workspace is read anew.`);
   }
 }
@@ -106,7 +109,14 @@ export async function runSave(
   const { session, kept } = loaded;
   const count = rows.tokens.length;
   const bytes = session.savedBytes(count);
-  const reason = await makeRoom(request.file, { bytes, mostBytes: request.mostFolderBytes });
+  const room = { bytes, mostBytes: request.mostFolderBytes };
+  const reason = await makeRoom(request.file, room).catch((error: unknown) => {
+    throw new EngineError(
+      'writeFailed',
+      `${request.file} cannot be written (${systemCode(error)}).`,
+      'Choose a folder in which this user may write.',
+    );
+  });
   if (reason !== undefined) {
     log(context, 'warn', `The session is not saved: ${reason}.`);
     return { saved: false, reason, tokens: 0, bytes: 0 };

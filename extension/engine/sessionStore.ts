@@ -31,7 +31,9 @@ const spareBytes = 2 * 2 ** 30;
 
 /** `$XDG_CACHE_HOME` or `~/.cache`, then `longsight/sessions`. */
 export function sessionsFolder(env: NodeJS.ProcessEnv = process.env): string {
-  const cache = env.XDG_CACHE_HOME || path.join(os.homedir(), '.cache');
+  const named = env.XDG_CACHE_HOME;
+  // The XDG rules: a relative path there is ignored.
+  const cache = named && path.isAbsolute(named) ? named : path.join(os.homedir(), '.cache');
   return path.join(cache, 'longsight', 'sessions');
 }
 
@@ -50,6 +52,21 @@ export async function listSessions(folder: string): Promise<StoredSession[]> {
     if (info?.isFile()) sessions.push({ file, bytes: info.size, usedMs: info.mtimeMs });
   }
   return sessions.sort((a, b) => b.usedMs - a.usedMs);
+}
+
+/**
+ * Takes away a file of the store that is no session, as an ill-timed power loss leaves one. Does
+ * nothing to files elsewhere, which people have named. Returns whether the place is free now.
+ */
+export async function discardFromStore(
+  file: string,
+  store: string = sessionsFolder(),
+): Promise<boolean> {
+  if (path.dirname(file) !== store || !file.endsWith(ending)) return false;
+  return unlink(file).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** Deletes all of them, and what interrupted saves left. Returns the bytes that were freed. */

@@ -13,10 +13,8 @@ export interface Places {
 
 /** `$XDG_DATA_HOME/longsight/models`. */
 export function ownModelsFolder(env: Environment = process.env, home = os.homedir()): string {
-  const data = env['XDG_DATA_HOME'];
-  // The XDG rules: a relative path there is ignored.
-  const base = data && path.isAbsolute(data) ? data : path.join(home, '.local', 'share');
-  return path.join(base, 'longsight', 'models');
+  const data = absolute(env['XDG_DATA_HOME']) ?? path.join(home, '.local', 'share');
+  return path.join(data, 'longsight', 'models');
 }
 
 /** `modelsFolder`: the user's own; '' = the default one. */
@@ -25,7 +23,7 @@ export function modelPlaces(
   env: Environment = process.env,
   home = os.homedir(),
 ): Places {
-  const cache = env['XDG_CACHE_HOME'] || path.join(home, '.cache');
+  const cache = absolute(env['XDG_CACHE_HOME']) ?? path.join(home, '.cache');
   const huggingFace = env['HF_HOME'] || path.join(cache, 'huggingface');
   const hub = env['HF_HUB_CACHE'] || path.join(huggingFace, 'hub');
   return {
@@ -40,4 +38,9 @@ export function modelPlaces(
       : // The second is that of Ollama's Linux service.
         [path.join(home, '.ollama', 'models'), '/usr/share/ollama/.ollama/models'],
   };
+}
+
+/** The XDG rules: a relative path there is ignored. */
+function absolute(folder: string | undefined): string | undefined {
+  return folder && path.isAbsolute(folder) ? folder : undefined;
 }

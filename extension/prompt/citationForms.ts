@@ -2,7 +2,8 @@
  * Finds paths with quotes in the text of an answer. Forms: `[path "words"]`, the same in round
  * brackets, with backticks, emphasis, a colon or comma between, other quotation marks, words before
  * the path, a line number at the path, or nothing around it when the path is one of the workspace.
- * A path of the workspace alone in square brackets is a citation without words.
+ * A path of the workspace alone in square brackets is a citation without words. Whatever stands
+ * exactly as the workspace has it is a path, even if it looks like a quotation or a line number.
  *
  * Every scan looks at a bounded stretch, so the time grows linearly with the answer.
  */
@@ -17,7 +18,12 @@ export interface QuotedPath {
   end: number;
 }
 
-type IsKnown = (path: string) => boolean;
+export interface KnownPaths {
+  /** The path of a file exactly as the workspace or the prompt writes it. */
+  isExact(path: string): boolean;
+  /** Also a part of one, or another case of it. */
+  isKnown(path: string): boolean;
+}
 
 /** A citation is a line or two; more is not one. */
 const longestCitation = 600;
@@ -26,6 +32,8 @@ const longestPath = 300;
 const deepestBrackets = 3;
 /** The words may hold closing brackets; so many are tried as the end of the citation. */
 const mostClosings = 8;
+/** Paths may hold marks, such as apostrophes; so many are tried as the opening of the words. */
+const mostMarks = 8;
 /** What no person reads to the end is not checked to the end. */
 const mostCitations = 1_000;
 
@@ -43,25 +51,25 @@ const marks: Readonly<Record<string, string>> = {
   '`': '`',
 };
 
-export function findQuotedPaths(answer: string, isKnown: IsKnown): QuotedPath[] {
+export function findQuotedPaths(answer: string, paths: KnownPaths): QuotedPath[] {
   const found: QuotedPath[] = [];
   let at = 0;
   while (at < answer.length && found.length < mostCitations) {
-    const citation = citationAt(answer, at, isKnown);
+    const citation = citationAt(answer, at, paths);
     if (citation !== null) found.push(citation);
     at = citation === null ? at + 1 : citation.end;
   }
   return found;
 }
 
-function citationAt(answer: string, at: number, isKnown: IsKnown): QuotedPath | null {
-  if (answer.charAt(at) in brackets) return bracketed(answer, at, isKnown);
+function citationAt(answer: string, at: number, paths: KnownPaths): QuotedPath | null {
+  if (answer.charAt(at) in brackets) return bracketed(answer, at, paths);
   const startsWord = at === 0 || /[\s`*_]/.test(answer.charAt(at - 1));
-  return startsWord ? bare(answer, at, isKnown) : null;
+  return startsWord ? bare(answer, at, paths) : null;
 }
 
 /** `[path "words"]`, `(path: 'words')`, `["path", "words"]`, `["words" path]`, `[path]`. */
-function bracketed(answer: string, start: number, isKnown: IsKnown): QuotedPath | null {
+function bracketed(answer: string, start: number, paths: KnownPaths): QuotedPath | null {
   const open = answer.charAt(start);
   const window = answer.slice(start + 1, start + longestCitation);
   const found = (path: string, quote: string, length: number): QuotedPath => ({
@@ -71,18 +79,60 @@ function bracketed(answer: string, start: number, isKnown: IsKnown): QuotedPath 
     end: start + 1 + length,
   });
 
+  const exact = exactPathIn(window, open, paths);
+  if (exact !== null) return found(exact.path, exact.quote, exact.length);
   const quotation = quotationIn(window, 0, open);
   if (quotation !== null) {
-    const both = quotedPathIn(window, quotation, open, isKnown);
+    const both = quotedPathIn(window, quotation, open, paths);
     if (both !== null) return found(both.path, both.quote, both.length);
-    const path = pathIn(quotation.before, isKnown) ?? pathIn(quotation.after, isKnown);
+    const path = pathIn(quotation.before, paths) ?? pathIn(quotation.after, paths);
     if (path !== null) return found(path, quotation.quote, quotation.length);
   }
-  const end = window.indexOf(']');
-  if (open !== '[' || end < 0) return null;
   // Without words only a path of the workspace is a citation: brackets have many other uses.
-  const path = cleanPath(window.slice(0, end));
-  return path !== '' && isKnown(path) ? found(path, '', end + 1) : null;
+  const alone = open === '[' ? pathAlone(window, paths) : null;
+  return alone === null ? null : found(alone.path, '', alone.length);
+}
+
+/** A path with marks or brackets of its own, with words behind it. */
+function exactPathIn(
+  window: string,
+  open: string,
+  paths: KnownPaths,
+): { path: string; quote: string; length: number } | null {
+  const limit = Math.min(window.length, longestPath);
+  let tried = 0;
+  for (let at = 1; at < limit && window.charAt(at) !== '\n'; at++) {
+    if (!(window.charAt(at) in marks)) continue;
+    if (++tried > mostMarks) break;
+    const path = withoutSeparators(window.slice(0, at));
+    if (path === '' || !paths.isExact(path)) continue;
+    const quotation = quotationIn(window, at, open);
+    if (quotation !== null) return { path, quote: quotation.quote, length: quotation.length };
+  }
+  return null;
+}
+
+function withoutSeparators(text: string): string {
+  let to = text.length;
+  while (to > 0 && ' \t:,;'.includes(text.charAt(to - 1))) to--;
+  return text.slice(0, to).trimStart();
+}
+
+/** The path may have closing brackets itself; of the ends that make one, the first counts. */
+function pathAlone(window: string, paths: KnownPaths): { path: string; length: number } | null {
+  let end = -1;
+  for (let tried = 0; tried < mostClosings; tried++) {
+    end = window.indexOf(']', end + 1);
+    if (end < 0 || end > longestPath) return null;
+    const written = window.slice(0, end).trim();
+    if (written.includes('\n')) return null;
+    if (paths.isExact(written)) return { path: written, length: end + 1 };
+    const path = cleanPath(written);
+    if (path !== '' && (tried === 0 ? paths.isKnown(path) : paths.isExact(path))) {
+      return { path, length: end + 1 };
+    }
+  }
+  return null;
 }
 
 interface Quotation {
@@ -134,7 +184,7 @@ function quotedPathIn(
   window: string,
   first: Quotation,
   open: string,
-  isKnown: IsKnown,
+  paths: KnownPaths,
 ): { path: string; quote: string; length: number } | null {
   if (first.before.trim() !== '') return null;
   const closing = marks[window.charAt(first.at)] ?? '';
@@ -150,7 +200,7 @@ function quotedPathIn(
     return null;
   }
   const shown = window.slice(first.at, end + 1);
-  const path = isKnown(shown) ? shown : pathIn(shown, isKnown);
+  const path = paths.isKnown(shown) ? shown : pathIn(shown, paths);
   return path === null ? null : { path, quote: second.quote, length: second.length };
 }
 
@@ -161,11 +211,11 @@ const barePath =
 const longestBareQuote = 200;
 
 /** `src/a.ts "words"` in running text: only for a path of the workspace. */
-function bare(answer: string, start: number, isKnown: IsKnown): QuotedPath | null {
+function bare(answer: string, start: number, paths: KnownPaths): QuotedPath | null {
   const match = barePath.exec(answer.slice(start, start + longestPath + 10));
   if (match === null) return null;
   const path = cleanPath(match[1] ?? '');
-  if (path === '' || !isKnown(path)) return null;
+  if (path === '' || !paths.isKnown(path)) return null;
   const from = start + match[0].length;
   const window = answer.slice(from, from + longestBareQuote);
   const end = indexOfAny(window, marks[match[2] ?? match[3] ?? ''] ?? '', 0);
@@ -174,10 +224,12 @@ function bare(answer: string, start: number, isKnown: IsKnown): QuotedPath | nul
 }
 
 /** The path in a text that should be one; null when it is something else. */
-function pathIn(text: string, isKnown: IsKnown): string | null {
+function pathIn(text: string, paths: KnownPaths): string | null {
+  const written = text.trim();
+  if (paths.isExact(written)) return written;
   const path = cleanPath(text);
   if (path === '') return null;
-  if (isKnown(path)) return path;
+  if (paths.isKnown(path)) return path;
   // "see src/a.ts": the last word; a path with blanks is known or it is none.
   const last = cleanPath(path.slice(path.lastIndexOf(' ') + 1));
   return looksLikePath(last) ? last : null;

@@ -3,7 +3,7 @@
  * checks each against the packed text. A pure function of its arguments.
  */
 import type { Citation } from '../engine/protocol';
-import { findQuotedPaths, type QuotedPath } from './citationForms';
+import { findQuotedPaths, type KnownPaths, type QuotedPath } from './citationForms';
 import { findQuote, QuotableText } from './quotes';
 import { showPath } from './layout';
 
@@ -35,7 +35,7 @@ export function checkCitations(answer: string, files: readonly CitableFile[]): C
   const index = new PathIndex(files);
   const texts = new Map<CitableFile, QuotableText>();
   const checked = new Map<string, Citation>();
-  const found = findQuotedPaths(answer, (path) => index.find(path).length > 0);
+  const found = findQuotedPaths(answer, index);
   const citations = found.map((quoted) => {
     const key = JSON.stringify([quoted.path, quoted.quote]);
     const citation = checked.get(key) ?? check(quoted, index, texts);
@@ -75,7 +75,7 @@ function check(
 }
 
 /** Files by every way in which an answer may name them. */
-class PathIndex {
+class PathIndex implements KnownPaths {
   private readonly exact = new Map<string, CitableFile>();
   private readonly byName = new Map<string, CitableFile[]>();
 
@@ -89,6 +89,14 @@ class PathIndex {
       if (same) same.push(file);
       else this.byName.set(name, [file]);
     }
+  }
+
+  isExact(path: string): boolean {
+    return this.exact.has(path);
+  }
+
+  isKnown(path: string): boolean {
+    return this.find(path).length > 0;
   }
 
   /**

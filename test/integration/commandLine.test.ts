@@ -1,8 +1,11 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import {
+  closeSync,
   copyFileSync,
   existsSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
   statSync,
@@ -381,7 +384,23 @@ describe('integration: command line with a real model', function () {
     const running = startCli(ask('--max-tokens', '1000'));
     running.process.stdout!.once('data', () => running.process.stdout!.destroy());
     const { status, stderr } = await running.finished;
-    assert.notEqual(status, 0);
+    assert.equal(status, 1);
     assert.ok(!/EPIPE|at .*\.js/.test(stderr), stderr);
+  });
+
+  it('says in a sentence that its output cannot be written', async () => {
+    const full = openSync('/dev/full', 'w');
+    const run = spawnSync(
+      process.execPath,
+      [path.join(dist, 'cli.js'), ...ask('--max-tokens', '8')],
+      {
+        stdio: ['ignore', full, 'pipe'],
+        encoding: 'utf8',
+      },
+    );
+    closeSync(full);
+    assert.equal(run.status, 1);
+    assert.match(run.stderr, /^longsight: Standard output cannot be written \(ENOSPC\)\.$/m);
+    assert.ok(!/at .*\.js/.test(run.stderr), run.stderr);
   });
 });

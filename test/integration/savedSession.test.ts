@@ -167,7 +167,15 @@ describe('integration: saved sessions with a real model', function () {
 
     const automatic = await run('auto', 'What is this?');
     assert.equal(automatic.status, 0, automatic.stderr);
-    assert.equal(readdirSync(path.join(folder(), 'longsight/sessions')).length, 1);
+    const [stored, ...others] = readdirSync(path.join(folder(), 'longsight/sessions'));
+    assert.deepEqual(others, []);
+    // Nobody has named this file: what a power loss made of it must not end every question.
+    const zeroed = path.join(folder(), 'longsight/sessions', stored!);
+    writeFileSync(zeroed, Buffer.alloc(4096));
+    const anew = await run('auto', 'What is this?');
+    assert.equal(anew.status, 0, anew.stderr);
+    assert.match(anew.stderr, /is not a saved session\. The workspace is read anew\./);
+    assert.ok(statSync(zeroed).size > 1e7);
     const doctor = await cli(['doctor', '--json', '--model', testModel()], {
       env: { ...process.env, XDG_CACHE_HOME: folder() },
     });

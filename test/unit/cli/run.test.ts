@@ -188,6 +188,79 @@ describe('cli/run', () => {
     assert.deepEqual(engine.asked, []);
   });
 
+  it('says which command or option was probably meant', async () => {
+    const said: [string[], string][] = [
+      [['akk'], 'There is no command akk. Did you mean ask?'],
+      [['help', 'evalaute'], 'There is no command evalaute. Did you mean evaluate?'],
+      [['pakc', '--json'], 'Did you mean pack?'],
+      [['frobnicate'], 'There is no command frobnicate. See'],
+      [['pack', '--workspac', '.'], "Unknown option '--workspac'. Did you mean --workspace?"],
+      [['ask', '--max_tokens', '3'], 'Did you mean --max-tokens?'],
+      [['ask', '--context', '1'], 'Did you mean --context-tokens?'],
+      [['ask', '--frobnicate'], "Unknown option '--frobnicate'. See"],
+      [['ask', '--question', '--json'], '--question=VALUE'],
+    ];
+    for (const [argv, sentence] of said) {
+      err = '';
+      assert.equal(await cli(...argv), 2);
+      assert.ok(err.includes(sentence), err);
+    }
+    assert.deepEqual(engine.asked, []);
+  });
+
+  it('takes values that begin with a dash', async () => {
+    assert.equal(await ask('--device', '-1', '--question', '- why?', '--logit-bias', '5=-2'), 0);
+    assert.equal(body()['question'], '- why?');
+    assert.equal((body()['model'] as { device: number }).device, -1);
+    assert.equal(await ask('--max-tokens', '-1'), 2);
+    assert.match(err, /--max-tokens -1 is not an integer from 1/);
+  });
+
+  it('lets no control character of an answer, a path or a file reach the terminal', async () => {
+    const escapes = 'a\x1b]0;owned\x07b\u009b31m\x7f\r\n\tc\rd';
+    const shown = 'a\u241b]0;owned\u2407b\\u009b31m\\u007f\n\tc\u240dd';
+    const hostile = {
+      ...answer,
+      answer: escapes,
+      citations: [{ ...answer.citations[0]!, path: 'x\x1b[2J.ts', quote: '\x1b[8mq' }],
+    };
+    engine.results['ask'] = hostile;
+    engine.results['pack'] = {
+      files: [{ path: '\u202egpj.\x1b[2J', tokens: 5, tier: 'full', reason: 'source' }],
+      totalTokens: 5,
+      text: escapes,
+    };
+    parts.terminal.rewritable = true;
+    const isHarmless = (text: string) =>
+      !/[\0-\x08\x0b-\x1f\x7f-\x9f\u202e]/.test(text.replaceAll(/\x1b\[(2m|22m|2K)|\r/g, ''));
+    engine.events = [
+      { type: 'thinking', text: escapes, elapsedMs: 1 },
+      { type: 'token', text: escapes.slice(0, 5) },
+    ];
+    assert.equal(await ask(), 0);
+    assert.ok(out.startsWith(`${shown}\n\nCitations:\n`), JSON.stringify(out));
+    assert.ok(isHarmless(out), JSON.stringify(out));
+    assert.ok(err.includes(`\x1b[2m${shown}\x1b[22m`), JSON.stringify(err));
+    assert.ok(isHarmless(err), JSON.stringify(err));
+
+    out = '';
+    assert.equal(await cli('pack', '--workspace', '.', '--text'), 0);
+    assert.ok(out.includes(shown) && out.includes('\\u202egpj.\\u001b[2J'), JSON.stringify(out));
+    assert.ok(isHarmless(out), JSON.stringify(out));
+
+    out = '';
+    assert.equal(await ask('--json'), 0);
+    assert.equal(JSON.parse(out).answer, escapes);
+    assert.ok(isHarmless(out), JSON.stringify(out));
+
+    out = '';
+    err = '';
+    engine.results['ask'] = new EngineError('folderNotFound', `No ${escapes}.`, 'Go.');
+    assert.equal(await ask('--json'), 1);
+    assert.equal(JSON.parse(out).error.message, `No ${escapes}.`);
+    assert.ok(isHarmless(out) && isHarmless(err), JSON.stringify(err));
+  });
+
   it('asks with the documented defaults', async () => {
     assert.equal(await ask(), 0);
     assert.deepEqual(body(), {

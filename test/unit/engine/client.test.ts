@@ -220,9 +220,16 @@ describe('engine/client', function () {
     await wait(200);
     const pid = engine.pid!;
     assert.ok(alive(pid));
+    let gone = 0;
+    const watch = setInterval(() => {
+      if (gone === 0 && !alive(pid)) gone = performance.now();
+    }, 5);
     await engine.dispose();
-    await rejected;
+    clearInterval(watch);
     assert.ok(!alive(pid));
+    // Half a second would be a wait for output that nobody reads.
+    assert.ok(gone === 0 || performance.now() - gone < 300, `${performance.now() - gone} ms`);
+    await rejected;
     await assert.rejects(engine.ask(script('token=a')).result, { code: 'cancelled' });
   });
 

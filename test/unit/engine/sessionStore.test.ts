@@ -12,6 +12,7 @@ import os from 'node:os';
 import path from 'node:path';
 import {
   deleteSessions,
+  discardFromStore,
   listSessions,
   makeRoom,
   sessionFile,
@@ -38,6 +39,8 @@ describe('engine/sessionStore', () => {
 
   it('lies in the cache of the user', () => {
     assert.equal(sessionsFolder({ XDG_CACHE_HOME: '/c' }), '/c/longsight/sessions');
+    const home = path.join(os.homedir(), '.cache/longsight/sessions');
+    assert.equal(sessionsFolder({ XDG_CACHE_HOME: 'relative' }), home);
     assert.equal(sessionsFolder({}), path.join(os.homedir(), '.cache/longsight/sessions'));
   });
 
@@ -88,6 +91,17 @@ describe('engine/sessionStore', () => {
     const others = await put('b.session.0033.partial', 5, 2 * 3_600_000);
     await makeRoom(path.join(folder, 'a.session'), { bytes: 1, mostBytes: 0 });
     assert.ok(!existsSync(stale) && existsSync(running) && existsSync(others));
+  });
+
+  it('discards what is no session from the store alone', async () => {
+    const garbage = await put('a.session', 5);
+    const other = await put('notes.md', 5);
+    assert.equal(await discardFromStore(garbage, root), false);
+    assert.equal(await discardFromStore(other, folder), false);
+    assert.ok(existsSync(garbage) && existsSync(other));
+    assert.equal(await discardFromStore(garbage, folder), true);
+    assert.equal(await discardFromStore(garbage, folder), false);
+    assert.ok(!existsSync(garbage));
   });
 
   it('lists and deletes sessions, and nothing else', async () => {

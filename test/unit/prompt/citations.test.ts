@@ -1,11 +1,32 @@
 import assert from 'node:assert/strict';
 import { checkCitations, type CitableFile } from '../../../extension/prompt/citations';
+import { showPath } from '../../../extension/prompt/layout';
 
 const file = (path: string, text: string | null): CitableFile => ({
   path,
   absolutePath: `/work/${path}`,
   text,
 });
+
+/** Each holds something that a citation uses for something else. */
+const oddPaths = [
+  "What's new.md",
+  'back`tick.txt',
+  'clo]se.txt',
+  'op[en.txt',
+  'sm(il:)ey.txt',
+  'in progress.md',
+  'File format.md',
+  'a.txt',
+  'a.txt:12',
+  'lines 3-4',
+  '#L5',
+  '<b>.html',
+  '«x».txt',
+  '[path "words"]',
+  '-',
+  'app/[...all]/[id].ts',
+];
 
 const files: CitableFile[] = [
   file(
@@ -38,6 +59,7 @@ const files: CitableFile[] = [
   file('src/__init__.py', 'import os\n'),
   file('app/[id]/page.tsx', 'export default Page;\n'),
   file('logo.png', null),
+  ...oddPaths.map((path) => file(path, 'first\nthe only zebra\n')),
 ];
 
 /** Answer, then what is found: path, quote, status and lines. */
@@ -270,6 +292,27 @@ describe('citations', () => {
       spans.forEach(({ start, end }, index) => {
         assert.ok(start >= (spans[index - 1]?.end ?? 0) && end > start && end <= answer.length);
       });
+    });
+  }
+
+  for (const path of oddPaths) {
+    it(`finds the path as it was shown: ${path}`, () => {
+      const forms = [
+        `It is so [${showPath(path)} "only zebra"], and [x].`,
+        `It is so [${showPath(path)}: 'only zebra'].`,
+        `It is so (${showPath(path)} "only zebra").`,
+      ];
+      for (const answer of forms) {
+        const [citation, ...others] = checkCitations(answer, files).citations;
+        assert.deepEqual(others, [], answer);
+        assert.equal(citation?.path, path, answer);
+        assert.equal(`${citation?.status} ${citation?.startLine}`, 'verified 2', answer);
+      }
+      const alone = checkCitations(`It is in [${path}].`, files).citations;
+      assert.deepEqual(
+        alone.map((citation) => `${citation.path} ${citation.status}`),
+        [`${path} ambiguous`],
+      );
     });
   }
 
