@@ -1,5 +1,4 @@
 /** One command line from arguments to exit status. */
-import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { EngineError, isCancelled, toErrorInfo } from '../engine/errors';
 import type { AskAnswer, Engine, JobOptions } from '../engine/client';
@@ -31,6 +30,7 @@ import { calibrateText, citationsText, doctorText, packText, scoreText, statsTex
 import { prepareEvaluate } from './evaluate';
 import { generatedText } from './generatedText';
 import { closest } from './closest';
+import { readText } from './readText';
 import { visible } from './visible';
 
 export interface Terminal {
@@ -400,18 +400,8 @@ export class CommandRun {
     );
   }
 
-  async readText(file: string): Promise<Uint8Array> {
-    const absolute = path.resolve(this.cwd, file);
-    try {
-      return new Uint8Array(await readFile(absolute));
-    } catch (error) {
-      const code = (error as NodeJS.ErrnoException).code ?? String(error);
-      throw new EngineError(
-        'unreadableFile',
-        `The text ${absolute} cannot be read (${code}).`,
-        'Name a file that exists and that this user may read.',
-      );
-    }
+  readText(file: string): Promise<Uint8Array> {
+    return readText(path.resolve(this.cwd, file), this.parts.signal);
   }
 
   /** Runs the action with an engine of its own; the process has ended before this resolves. */

@@ -60,7 +60,9 @@ describe('cli/evaluate', () => {
   let asked: EvaluateRequest[];
   let events: Partial<Event>[];
   let outcome: object;
-  const abort = new AbortController();
+  let abort: AbortController;
+  /** Whether Ctrl-C is pressed while the engine measures. */
+  let interrupted: boolean;
 
   before(() => {
     folder = mkdtempSync(path.join(os.tmpdir(), 'longsight-evaluate-'));
@@ -74,6 +76,8 @@ describe('cli/evaluate', () => {
     asked = [];
     events = [];
     outcome = result;
+    abort = new AbortController();
+    interrupted = false;
   });
 
   const cli = (...argv: string[]) => {
@@ -81,6 +85,7 @@ describe('cli/evaluate', () => {
       evaluate: (body: EvaluateRequest, options: JobOptions) => {
         asked.push(body);
         for (const event of events) options.onEvent?.(event as Event);
+        if (interrupted) abort.abort();
         return {
           result: outcome instanceof Error ? Promise.reject(outcome) : Promise.resolve(outcome),
         };
@@ -230,7 +235,7 @@ describe('cli/evaluate', () => {
 
     out = '';
     outcome = new EngineError('cancelled', 'Cancelled.', '');
-    abort.abort();
+    interrupted = true;
     assert.equal(await measure('--json'), 130);
     const { rows, error } = JSON.parse(out);
     assert.equal(rows.length, 1);
@@ -238,6 +243,7 @@ describe('cli/evaluate', () => {
 
     out = '';
     events = [];
+    abort = new AbortController();
     assert.equal(await measure('--json'), 130);
     assert.deepEqual(Object.keys(JSON.parse(out)), ['error']);
   });

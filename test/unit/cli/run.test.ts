@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { readText } from '../../../extension/cli/readText';
 import { run, type Parts } from '../../../extension/cli/run';
 import type { Engine, JobOptions } from '../../../extension/engine/client';
 import { EngineError } from '../../../extension/engine/errors';
@@ -214,6 +215,25 @@ describe('cli/run', () => {
     assert.equal((body()['model'] as { device: number }).device, -1);
     assert.equal(await ask('--max-tokens', '-1'), 2);
     assert.match(err, /--max-tokens -1 is not an integer from 1/);
+  });
+
+  it('reads no text without end, and stops reading when told to', async () => {
+    const { signal } = parts;
+    await assert.rejects(readText('/dev/zero', signal, 100_000), {
+      code: 'unreadableFile',
+      message: 'The text /dev/zero has more than 100000 bytes.',
+    });
+    const file = path.join(mkdtempSync(path.join(os.tmpdir(), 'longsight-text-')), 'a.txt');
+    writeFileSync(file, 'a'.repeat(100_000));
+    assert.equal((await readText(file, signal, 100_000)).length, 100_000);
+    rmSync(path.dirname(file), { recursive: true });
+    await assert.rejects(readText(file, signal), { code: 'unreadableFile', message: /ENOENT/ });
+
+    const stop = new AbortController();
+    setImmediate(() => stop.abort());
+    parts.signal = stop.signal;
+    assert.equal(await cli('score', '--text', '/dev/zero'), 130);
+    assert.deepEqual(engine.asked, []);
   });
 
   it('lets no control character of an answer, a path or a file reach the terminal', async () => {
