@@ -18,7 +18,8 @@ export function benchText(result: BenchResult): string {
     ...(result.forcedDensity === null
       ? []
       : [
-          `FORCED density ${formatPercent(result.forcedDensity)}: random weights have no structure to find. ` +
+          `FORCED density ${formatPercent(result.forcedDensity)} where attention is sparse` +
+            `${result.synthetic ? ', since random weights have no structure to find' : ''}. ` +
             'The columns were sampled, filtered and timed as always, then replaced by drawn ones.\n',
         ]),
     '\n',

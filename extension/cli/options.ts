@@ -218,8 +218,8 @@ export const commands: readonly Command[] = [
         name: 'force-density',
         value: 'D',
         description:
-          'with --synthetic: keep this share of the attention, above 0, at most 1, because random ' +
-          'weights have no structure to find; sampling runs and is timed nevertheless',
+          'keep this share of the attention, above 0, at most 1, where a policy is sparse: random ' +
+          'weights have no structure to find; sampling runs and is timed nevertheless, answers mean nothing',
       },
       ropeBaseScale,
     ],

@@ -277,10 +277,10 @@ async function prepareBench(args: Arguments, run: CommandRun): Promise<Action> {
     ropeBaseScale: args.number('rope-base-scale', 1, 1, 1000),
     params: run.params,
   };
-  if (body.forcedDensity !== null && body.synthetic === null) {
-    args.fail('--force-density needs --synthetic: with real weights the policy decides');
-  }
   if (body.synthetic !== null) {
+    if (args.text('backend') === 'cpu') {
+      args.fail('--synthetic needs a GPU, on which it makes the weights: give --model instead');
+    }
     if (args.text('text') !== undefined) args.fail('--text and --synthetic are both given');
     const model = { ...run.options(), path: '' };
     return async (engine, options) => {

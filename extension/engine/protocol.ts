@@ -96,7 +96,7 @@ export interface BenchRequest extends Addressed {
   params: SampleAttentionParams;
   /** Random weights instead of the file that `model` names. */
   synthetic: SyntheticModel | null;
-  /** Column lists of this density instead of the policy's; null = none. For random weights only. */
+  /** Column lists drawn with this density instead of the policy's; null = none. */
   forcedDensity: number | null;
   tokenCounts: number[];
   /** Also: new tokens, as a question, behind a prefix that is in the cache. */

@@ -50,9 +50,6 @@ export function requireValidRequest(request: JobRequest): void {
       requireInteger('runs', request.runs, 1, 1000);
       if (request.forcedDensity !== null) {
         requireNumber('forcedDensity', request.forcedDensity, 0, 1);
-        if (request.synthetic === null) {
-          throw invalidParams('A density can be forced only where the weights are random.');
-        }
       }
       request.tokenCounts.forEach((count) => requireInteger('tokens', count, 1));
       requireInteger('decode', request.decodeTokens, 0);

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "attention/drawn_lists.h"
 #include "attention/head_attention.h"
 #include "attention/params.h"
 #include "attention/plan.h"
@@ -96,6 +98,8 @@ struct AttentionTask {
   int32_t rotatedDims = 0;
   // One a query head instead of params->epsilon; empty: that one for all.
   std::span<const float> epsilons;
+  // What replaces the lists of a sparse segment once they were found.
+  std::optional<ListDraw> draw;
   // Null: memory is allocated for this call alone.
   AttentionScratch* scratch = nullptr;
 };

@@ -102,10 +102,10 @@ bool CpuBackend::forBlocks(int64_t begin, int64_t end, int64_t position, const B
 }
 
 bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBegin,
-                        int64_t outputBegin, const SampleAttentionParams& params,
-                        EpsilonCurves* curves, const CancelFlag& cancel,
+                        int64_t outputBegin, const Chunk& chunk, const CancelFlag& cancel,
                         std::vector<HeadAttention>& heads) {
   const Stopwatch stopwatch(times_.attentionMs);
+  const SampleAttentionParams& params = *chunk.params;
   const int64_t row = segment.begin - segmentBegin;
   AttentionTask task;
   task.segment = segment;
@@ -124,10 +124,11 @@ bool CpuBackend::attend(const Segment& segment, int32_t layer, int64_t segmentBe
         std::span(params.headEpsilons)
             .subspan(static_cast<size_t>(layer * spec().heads), static_cast<size_t>(spec().heads));
   }
+  if (chunk.forcedDensity) task.draw = {.density = *chunk.forcedDensity, .layer = layer};
   if (!runAttention(task, pool_, cancel, heads)) return false;
-  if (curves != nullptr && !segment.dense)
+  if (chunk.curves != nullptr && !segment.dense)
     probeEpsilons(task, weights_->layer(layer)[Matrix::attentionOutput].matrix,
-                  activations_.residual(row), layer, pool_, *curves);
+                  activations_.residual(row), layer, pool_, *chunk.curves);
   return true;
 }
 
@@ -194,8 +195,8 @@ bool CpuBackend::forwardSegment(const Chunk& chunk, const Segment& segment, int6
     const int64_t partRows = rowByRow ? 1 : whole.end - whole.begin;
     for (Segment part = whole; part.begin < whole.end; part.begin = part.end) {
       part.end = part.begin + partRows;
-      if (!attend(part, layer, segment.begin, std::max(outputFrom, part.begin), *chunk.params,
-                  chunk.curves, cancel, heads))
+      if (!attend(part, layer, segment.begin, std::max(outputFrom, part.begin), chunk, cancel,
+                  heads))
         return false;
     }
     return true;
@@ -263,10 +264,11 @@ Backend::Speed CpuBackend::probe(int64_t usedRows, const CancelFlag& cancel) {
   segment.begin = columns - freeRows;
   segment.end = columns;
   const SampleAttentionParams params;
+  Chunk chunk;
+  chunk.params = &params;
   std::vector<HeadAttention> heads;
-  const double attentionMs = meanMs([&] {
-    return attend(segment, 0, segment.begin, segment.begin, params, nullptr, cancel, heads);
-  });
+  const double attentionMs = meanMs(
+      [&] { return attend(segment, 0, segment.begin, segment.begin, chunk, cancel, heads); });
   times_ = before;
   const double pairs = static_cast<double>(freeRows) *
                        (static_cast<double>(segment.begin + segment.end) + 1) / 2 * spec().heads;

@@ -45,7 +45,6 @@ class CpuBackend final : public Backend {
   BackendKind kind() const override { return BackendKind::cpu; }
   std::string deviceName() const override { return ""; }
   bool canMeasure() const override { return true; }
-  bool canForceDensity() const override { return false; }
   uint64_t identity() const override;
 
   std::vector<uint64_t> planeRowBytes() const override { return cache_.planeRowBytes(); }
@@ -66,8 +65,7 @@ class CpuBackend final : public Backend {
                       float* states, bool rowByRow, const std::function<void(double)>& onProgress,
                       const CancelFlag& cancel, SegmentAttention& attention);
   bool attend(const Segment& segment, int32_t layer, int64_t segmentBegin, int64_t outputBegin,
-              const SampleAttentionParams& params, EpsilonCurves* curves, const CancelFlag& cancel,
-              std::vector<HeadAttention>& heads);
+              const Chunk& chunk, const CancelFlag& cancel, std::vector<HeadAttention>& heads);
   // Calls body(block) for the blocks of rows [begin, end) until one returns false.
   template <typename Body>
   bool forBlocks(int64_t begin, int64_t end, int64_t position, const Body& body);

@@ -51,9 +51,34 @@ bool SegmentRun::selectColumns() {
     });
   }
   if (cancel_.isSet()) return false;
-  pool_.forEach(task_.heads,
-                [&](int64_t head, int32_t) { listColumns(static_cast<int32_t>(head)); });
-  return !cancel_.isSet();
+  const auto listAll = [&] {
+    pool_.forEach(task_.heads,
+                  [&](int64_t head, int32_t) { listColumns(static_cast<int32_t>(head)); });
+    return !cancel_.isSet();
+  };
+  if (!listAll()) return false;
+  if (!task_.draw) return true;
+  drawVotes();
+  return listAll();
+}
+
+// Overwrites the votes: 1 for a column that the list is to hold, else 0.
+void SegmentRun::drawVotes() {
+  const std::vector<uint32_t> limits =
+      drawnLimits({&task_.segment, 1}, task_.heads, task_.params->sinkTokens,
+                  task_.params->maxListShare, *task_.draw);
+  pool_.forEach(task_.heads, [&](int64_t head, int32_t) {
+    const uint64_t seed = listSeed(task_.draw->seed, task_.draw->layer, task_.segment.begin,
+                                   static_cast<int32_t>(head));
+    float* votes = scratch_.votes.data() + head * remoteEnd_;
+    for (int64_t column = 0; column < remoteEnd_; column += 2) {
+      const uint32_t pair =
+          drawnPair(seed, static_cast<uint64_t>(column), limits[static_cast<size_t>(head)]);
+      votes[column] = static_cast<float>(pair & 1);
+      votes[column + 1] = static_cast<float>(pair >> 1);
+    }
+  });
+  isDrawn_ = true;
 }
 
 // The first voter whose window starts after `column`.
@@ -211,7 +236,7 @@ void SegmentRun::listColumns(int32_t head) {
   const float* votes = scratch_.votes.data() + head * remoteEnd_;
   int32_t* columns = scratch_.columns.data() + head * scratch_.columnStride;
   int32_t* before = scratch_.countBefore.data() + head * scratch_.blockStride;
-  Cut cut = usesMass() ? massCut(votes) : peakCut(head);
+  Cut cut = isDrawn_ ? Cut{0, 0} : usesMass() ? massCut(votes) : peakCut(head);
 
   int32_t count = 0;
   for (; count < sinks; ++count) columns[count] = count;

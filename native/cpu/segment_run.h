@@ -75,6 +75,7 @@ class SegmentRun {
   Cut peakCut(int32_t head) const;
   Cut massCut(const float* masses) const;
   void listColumns(int32_t head);
+  void drawVotes();
   void attendRows(int64_t tile, int32_t headBegin, int32_t headEnd, ThreadScratch& s);
   void attendChunk(int64_t tile, int32_t kvHead, int64_t chunk, ThreadScratch& s);
   void joinChunks(int64_t tile, int32_t kvHead);
@@ -121,6 +122,8 @@ class SegmentRun {
   std::vector<int64_t> voters_;
   int64_t voterSlots_ = 0;
   std::vector<int64_t> audits_;
+  // The votes were replaced by drawn ones.
+  bool isDrawn_ = false;
   // Columns at or after this are in the window of every row.
   int64_t remoteEnd_ = 0;
   int64_t chunkColumns_ = 0;

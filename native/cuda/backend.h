@@ -43,7 +43,6 @@ class CudaBackend final : public Backend {
   BackendKind kind() const override { return BackendKind::cuda; }
   std::string deviceName() const override { return model_->device().name; }
   bool canMeasure() const override { return false; }
-  bool canForceDensity() const override { return true; }
   uint64_t identity() const override;
 
   std::vector<uint64_t> planeRowBytes() const override;

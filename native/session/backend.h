@@ -69,8 +69,8 @@ class Backend : public CacheRows {
     // Where sparse segments under policy peak are measured; null: nowhere. Throws Error
     // invalidParams where canMeasure() is false.
     EpsilonCurves* curves = nullptr;
-    // Only where canForceDensity(): columns are chosen and timed as ever, then replaced by random
-    // lists of this density. For measurements with weights that have no structure.
+    // Columns are chosen and timed as ever, then replaced by random lists of this density
+    // (attention/drawn_lists.h). For measurements with weights that have no structure.
     std::optional<double> forcedDensity;
     // Called on this thread with the share of the chunk's work that is done, 0 to 1.
     std::function<void(double)> onProgress;
@@ -130,7 +130,6 @@ class Backend : public CacheRows {
   virtual std::string deviceName() const = 0;
   // Forward fills Chunk::curves.
   virtual bool canMeasure() const = 0;
-  virtual bool canForceDensity() const = 0;
   // The same for the same code on the same kind of processor or device.
   virtual uint64_t identity() const = 0;
 };

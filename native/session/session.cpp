@@ -81,9 +81,6 @@ void Session::checkForcedDensity(std::optional<double> density) const {
   if (!density) return;
   if (!(*density > 0 && *density <= 1))
     throw invalid("forcedDensity is " + std::to_string(*density) + ", expected above 0, up to 1.");
-  if (!backend_->canForceDensity())
-    throw invalid(std::string("forcedDensity is given, but the backend ") +
-                  backendName(backend_->kind()) + " does not force a density.");
 }
 
 bool Calibration::fits(const SampleAttentionParams& other) const {

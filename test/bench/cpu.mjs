@@ -7,6 +7,8 @@
 //   --runs 5              of which medians are taken
 //   --synthetic-runs 1    the same for the synthetic model, whose runs take minutes
 //   --synthetic-type Q8_0 of its weights, or Q4_1
+//   --synthetic-density .16  of the column lists that are drawn for it in place of those that
+//                         `peak` finds, since random weights have no structure; 0 = none are
 //   --threads N           default: one for each physical core
 //   --text FILE           default: the Python standard library, else the sample workspace
 import { spawn } from 'node:child_process';
@@ -84,14 +86,16 @@ const ratio = (value) => `${value.toFixed(2)}x`;
 
 /** Rows of all parts; libllama is the same for a part with a forced instruction set. */
 function speedTable(parts) {
-  const rows = parts.flatMap(({ title, measured: { prefill, decode = {} }, reference }) => {
+  const rows = parts.flatMap(({ title, measured, reference, density }) => {
+    const { prefill, decode = {}, sparse = {} } = measured;
     const seconds = (values) => (values ? `${median(values).toFixed(2)} s` : '');
     const times = (libllama, own) => (libllama && own ? ratio(median(libllama) / median(own)) : '');
     const prefills = Object.entries(prefill).map(([tokens, { libllama, dense, peak }]) => {
       const theirs = libllama ?? reference?.prefill[tokens]?.libllama;
       const name = `${title}: prefill ${whole(tokens)}`;
       const all = [theirs, dense, peak].map(seconds);
-      return [name, ...all, times(theirs, dense), times(theirs, peak)];
+      const drawn = density && sparse[tokens]?.peak ? ' (drawn lists)' : '';
+      return [name + drawn, ...all, times(theirs, dense), times(theirs, peak)];
     });
     const decodes = Object.entries(decode).map(([depth, row]) => {
       const [libllama, own] = [row.libllama, row.longsight].map(median);
@@ -160,11 +164,22 @@ function report({ parts, text, threads, load, seconds }) {
         `density ${share.toFixed(3)}`,
     ];
   });
+  const drawn = parts.flatMap(({ title, density, measured: { sparse = {} } }) =>
+    Object.entries(sparse).flatMap(([tokens, { peak }]) =>
+      density && peak
+        ? [
+            `${title}: random weights have no structure to find. At ${whole(tokens)} tokens \`peak\` sampled and ` +
+              `filtered as ever, then its lists were replaced by drawn ones: density of the sparse rows ${peak[0].toFixed(3)}`,
+          ]
+        : [],
+    ),
+  );
   return `${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model}, threads: ${threads}, load average ${load.toFixed(2)} at the start, ${(seconds / 60).toFixed(1)} min
 Text: ${text}
 ${kernels.join('\n')}
 
 ${speedTable(parts)}
+${drawn.map((line) => `\n${line}`).join('')}
 
 Peaks of all threads: ${peakText.join(', ') || 'not measured'}
 
@@ -199,6 +214,7 @@ function options() {
     runs: text('5'),
     'synthetic-runs': text('1'),
     'synthetic-type': text('Q8_0'),
+    'synthetic-density': text('.16'),
     threads: text('0'),
   });
   const only = values.only.split(',');
@@ -209,6 +225,12 @@ function options() {
   const syntheticType = values['synthetic-type'];
   if (!['Q8_0', 'Q4_1'].includes(syntheticType))
     throw new Problem(`--synthetic-type ${syntheticType} is not possible.`, 'Q8_0 or Q4_1.');
+  const syntheticDensity = Number(values['synthetic-density']);
+  if (!(syntheticDensity >= 0 && syntheticDensity <= 1))
+    throw new Problem(
+      `--synthetic-density ${values['synthetic-density']} is not possible.`,
+      'A number from 0 to 1; 0 = lists as they are found.',
+    );
   const tokens = values.tokens.split(',').map(Number);
   const [runs, syntheticRuns, threads] = [
     values.runs,
@@ -224,7 +246,10 @@ function options() {
     );
   }
   const { model, text: textFile } = values;
-  return { only, tokens, runs, syntheticRuns, syntheticType, threads, model, text: textFile };
+  return {
+    ...{ only, tokens, runs, syntheticRuns, syntheticType, syntheticDensity, threads, model },
+    text: textFile,
+  };
 }
 
 function hasAvx2() {
@@ -234,7 +259,8 @@ function hasAvx2() {
 }
 
 main(async () => {
-  const { only, tokens, runs, syntheticRuns, syntheticType, threads, ...given } = options();
+  const { only, tokens, runs, syntheticRuns, syntheticType, syntheticDensity, threads, ...given } =
+    options();
   const load = loadavg()[0];
   await build();
   await step('Building the bench', 'cmake', ['--build', inRoot('build'), '--target', 'cpu_bench']);
@@ -246,7 +272,7 @@ main(async () => {
   const parts = [];
   const add = async (part, { counts = tokens, at = '', what, env }) => {
     say(`\n── ${part.title}`);
-    const args = [part.model, threads, part.runs, counts, at, what];
+    const args = [part.model, threads, part.runs, counts, at, what, part.density ?? 0];
     const measured = await measure(args, source.text, env);
     parts.push({ peakNames: ['bf16', 'f32', 'avx2'], ...part, measured });
   };
@@ -267,7 +293,8 @@ main(async () => {
   }
   if (only.includes('synthetic')) {
     const part = {
-      title: 'Synthetic 0.5B',
+      title: `Synthetic 0.5B ${syntheticType}`,
+      density: syntheticDensity,
       model: await writeSynthetic(model, syntheticType),
       runs: syntheticRuns,
     };

@@ -1,7 +1,8 @@
 // Longsight and libllama on the same file, prompt and machine, in turn. For `npm run bench:cpu`,
 // which makes a table of the measurements: one a line, `quantity size name value`.
-//   cpu_bench MODEL THREADS RUNS TOKENS,... DEPTHS,... WHAT,... < TEXT
-//     0 threads = the physical cores; WHAT: libllama, dense, peak, score; q8: with q8 KV caches
+//   cpu_bench MODEL THREADS RUNS TOKENS,... DEPTHS,... WHAT,... DENSITY < TEXT
+//     0 threads = the physical cores; WHAT: libllama, dense, peak, score; q8: with q8 KV caches;
+//     DENSITY: of the lists that are drawn for `peak` in place of found ones; 0 = none
 //   cpu_bench MODEL OUT TYPE   writes a model of random weights, Q8_0 or Q4_1, with the vocabulary
 //   of
 //                              MODEL
@@ -211,7 +212,7 @@ Prompt promptOf(std::span<const int32_t> tokens, Policy policy) {
 
 void bench(const std::string& path, int32_t threads, int64_t runs,
            const std::vector<int64_t>& counts, const std::vector<int64_t>& depths,
-           const std::set<std::string>& what) {
+           const std::set<std::string>& what, double density) {
   const int64_t most = counts.back();
   const std::string text{std::istreambuf_iterator<char>(std::cin), {}};
   cpuDevice();
@@ -257,12 +258,15 @@ void bench(const std::string& path, int32_t threads, int64_t runs,
       for (Policy policy : {Policy::peak, Policy::dense}) {
         const char* name = policy == Policy::peak ? "peak" : "dense";
         if (!what.contains(name)) continue;
-        const Prompt prompt = promptOf(head(count), policy);
+        Prompt prompt = promptOf(head(count), policy);
+        if (policy == Policy::peak && density > 0) prompt.forcedDensity = density;
         session.reset();
         GenerateResult result;
         report("prefill", count, name,
                secondsOf([&] { result = session.generate(prompt, {}, {}); }));
         report("density", count, name, result.attention.density);
+        if (result.attention.sparseDensity)
+          report("sparse", count, name, *result.attention.sparseDensity);
       }
     }
     // Both caches hold the longest prefill now; every depth cuts them.
@@ -366,12 +370,12 @@ std::vector<int64_t> ascending(const std::string& text) {
 int main(int count, char** given) try {
   if (count == 4) {
     writeSynthetic(given[1], given[2], given[3]);
-  } else if (count == 7) {
+  } else if (count == 8) {
     const int32_t threads = std::stoi(given[2]) > 0 ? std::stoi(given[2]) : physicalCores();
     bench(given[1], threads, std::stoll(given[3]), ascending(given[4]), ascending(given[5]),
-          parts(given[6]));
+          parts(given[6]), std::stod(given[7]));
   } else {
-    throw std::runtime_error("3 or 6 arguments are needed: npm run bench:cpu gives them");
+    throw std::runtime_error("3 or 7 arguments are needed: npm run bench:cpu gives them");
   }
 } catch (const std::exception& error) {
   std::fprintf(stderr, "cpu_bench: %s\n", error.what());

@@ -301,6 +301,25 @@ TEST(Session, MemoryEstimateHoldsWhatIsUsed) {
   EXPECT_EQ(estimate.largestContextTokens, realModel()->spec().contextTokens);
 }
 
+TEST(Session, ForcesADensity) {
+  Prompt prompt = question(2600, "");
+  prompt.params.denseBelowTokens = 0;
+  prompt.params.segmentRows = 4096;  // one segment: short ones keep more by their windows
+  prompt.denseFrom = 2600;
+  prompt.borders = {2600};
+  auto session = newSession();
+  prompt.forcedDensity = 0.4;
+  EXPECT_NEAR(*session->generate(prompt, {}, {}).attention.sparseDensity, 0.4, 0.012);
+  prompt.forcedDensity = 0.5;
+  const GenerateResult other = session->generate(prompt, {}, {});
+  EXPECT_EQ(other.prefill.reusedTokens, 0);
+  EXPECT_NEAR(*other.attention.sparseDensity, 0.5, 0.015);
+  EXPECT_EQ(errorOf([&] { session->save(temporaryPath("drawn.session"), 10, nullptr); }).code(),
+            ErrorCode::invalidParams);
+  prompt.forcedDensity = 1.5;
+  EXPECT_EQ(errorOf([&] { session->generate(prompt, {}, {}); }).code(), ErrorCode::invalidParams);
+}
+
 TEST(Session, SparseScoreIsCloseToDense) {
   Prompt prompt = question(2600, "");
   prompt.denseFrom = 2600 - 256;

@@ -11,7 +11,6 @@ namespace {
 
 // Share of the pairs of a sparse segment that are computed, to begin with.
 constexpr double kSparseShare = 0.2;
-constexpr uint64_t kDrawSeed = 1;
 
 }  // namespace
 
@@ -115,8 +114,8 @@ void ForwardPass::attendGroup(int32_t layer, std::span<const Segment> segments,
     // Votes are where policy `peak` has them; nothing else of the workspace is needed any more.
     chunk.options.policy = Policy::peak;
     chunk.options.scoreDims = allDims(shape_.headDim);
-    check(launchDrawnVotes(chunk, {request_.forcedDensity, kDrawSeed, layer}, workspace, stream_),
-          "Drawing votes");
+    const ListDraw draw{.density = request_.forcedDensity, .layer = layer};
+    check(launchDrawnVotes(chunk, draw, workspace, stream_), "Drawing votes");
     check(launchColumnLists(chunk, workspace, stream_), "Lists of drawn votes");
     clock_.mark(Part::rest);
   }

@@ -18,7 +18,7 @@ struct Drawn {
   std::vector<uint32_t> votes;
 };
 
-Drawn draw(const Chunk& chunk, const VoteDraw& wanted) {
+Drawn draw(const Chunk& chunk, const ListDraw& wanted) {
   DeviceBuffer workspace(workspaceBytes(chunk));
   require(launchDrawnVotes(chunk, wanted, workspace.data(), nullptr), "launchDrawnVotes");
   require(launchColumnLists(chunk, workspace.data(), nullptr), "launchColumnLists");
@@ -42,7 +42,7 @@ int checkDrawnVotes(uint64_t seed) {
   for (const double density : {0.05, 0.13, 0.30}) {
     for (const size_t first : {size_t{0}, segments.size() - 8}) {
       const Chunk chunk{std::span(segments).subspan(first), shape, options};
-      const VoteDraw wanted{density, seed, 3};
+      const ListDraw wanted{density, seed, 3};
       const Drawn drawn = draw(chunk, wanted);
       double kept = 0, causal = 0, logs = 0, squares = 0;
       int heads = 0, fellBack = 0;

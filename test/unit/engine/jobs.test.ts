@@ -238,8 +238,14 @@ describe('engine/jobs', () => {
       [result.synthetic, result.weights, result.forcedDensity, result.device, result.backend],
       [true, 'q4_k_m', 0.13, 'GPU', 'cuda'],
     );
-    const refused = await fail(bench({ forcedDensity: 0.1 }));
-    assert.match(refused.message, /only where the weights are random/);
+  });
+
+  it('forces a density on a model from a file, too', async () => {
+    const result = await run<BenchResult>(bench({ forcedDensity: 0.1 }));
+    assert.equal(fake.options.at(-1)!.forcedDensity, 0.1);
+    assert.deepEqual([result.synthetic, result.forcedDensity], [false, 0.1]);
+    const refused = await fail(bench({ forcedDensity: 1.1 }));
+    assert.match(refused.message, /forcedDensity/);
   });
 
   it('keeps model and session while nothing changes', async () => {
