@@ -45,6 +45,7 @@ void CacheLedger::truncate(int64_t rowCount) {
     Run& run = runs_.back();
     if (run.segment.dense && run.segment.begin < rowCount) {
       run.segment.end = rowCount;
+      run.lastLayerBegin = std::min(run.lastLayerBegin, rowCount);
     } else {
       rowCount = std::min(rowCount, run.segment.begin);
       runs_.pop_back();

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { Engine, type AskAnswer } from '../../extension/engine/client';
 import { toErrorInfo } from '../../extension/engine/errors';
@@ -136,6 +136,31 @@ describe('integration: saved sessions with a real model', function () {
     assert.match(log.join('\n'), /is damaged: the checksum of block \d+ is wrong/);
     assert.equal((await save()).saved, true);
     assert.ok(!readFileSync(file).equals(bytes));
+  });
+
+  it('takes over what a session saved that had taken over a part itself', async () => {
+    const named = path.join(folder(), 'edited.session');
+    const project = path.join(folder(), 'edited');
+    mkdirSync(project);
+    const line = 'The code of this room is a secret that only this line knows.\n';
+    for (const name of ['a.md', 'b.md', 'c.md']) {
+      writeFileSync(path.join(project, name), `# ${name}\n${line.repeat(4)}`);
+    }
+    const reused: number[] = [];
+    for (let edit = 0; edit < 4; edit++) {
+      writeFileSync(path.join(project, 'c.md'), `# edit ${edit}\n${line.repeat(4)}`);
+      const { status, stdout, stderr } = await cli([
+        ...['ask', '--workspace', project, '--question', 'What is this?', '--json'],
+        ...['--model', testModel(), '--context-tokens', '2048', '--max-tokens', '2'],
+        ...['--session', named],
+      ]);
+      assert.equal(status, 0, stderr);
+      assert.ok(!/read anew/.test(stderr), stderr);
+      reused.push(JSON.parse(stdout).stats.reusedTokens);
+    }
+    assert.equal(reused[0], 0);
+    assert.ok(reused[1]! > 200, reused.join());
+    assert.deepEqual(reused.slice(2), [reused[1], reused[1]]);
   });
 
   it('works from the command line', async () => {

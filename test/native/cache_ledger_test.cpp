@@ -89,6 +89,14 @@ TEST(CacheLedger, TruncateForgetsSparseSegmentsWhole) {
   EXPECT_EQ(filled.ledger.rows(), 0);
 }
 
+TEST(CacheLedger, ADenseRunThatIsCutFitsTogether) {
+  Filled filled;
+  filled.ledger.truncate(3080);
+  const CacheLedger::Run& run = filled.ledger.runs().back();
+  EXPECT_EQ(run.segment.end, 3080);
+  EXPECT_EQ(run.lastLayerBegin, 3080);
+}
+
 TEST(CacheLedger, DecodedRowsJoinThePrompt) {
   Filled filled;
   for (int32_t row = 3100; row < 3110; ++row) {
